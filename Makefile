@@ -1,0 +1,53 @@
+# `make` alone prints what there is. Each target is a few words a person can type in its place.
+.DEFAULT_GOAL := help
+SHELL := bash
+CACHE ?= $(if $(HEADRACE_CACHE),$(HEADRACE_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/headrace)
+export HEADRACE_CACHE := $(CACHE)
+UV_VERSION := 0.13.9
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+export UV_CACHE_DIR := $(CACHE)/uv-cache
+BIN := .venv/bin
+PYTHON ?= python3
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(UV):
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(CACHE)/uv-$(UV_VERSION)
+	$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet uv==$(UV_VERSION)
+
+.venv/stamp: tests/requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --no-python-downloads -p $(PYTHON) .venv
+	$(UV) pip sync --quiet -p $(BIN)/python --require-hashes tests/requirements.lock
+	$(UV) pip install --quiet -p $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: install
+install: .venv/stamp ## Development environment in .venv, from the lock file
+
+.PHONY: lock
+lock: | $(UV) ## Resolve the dependencies anew into the lock files (hashes, no addresses)
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra dev --python-version 3.11 pyproject.toml --constraint tests/build-requirements.txt tests/build-requirements.txt -o tests/requirements.lock
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra operator --python-version 3.11 pyproject.toml -o operator/requirements.lock
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra gateway --python-version 3.11 pyproject.toml -o runtime/requirements.lock
+
+.PHONY: guard
+guard: ## Folders that break Python when they become packages
+	@! ls operator/__init__.py runtime/__init__.py 2>/dev/null || { echo 'operator/ and runtime/ are folders of source, never packages: remove the __init__.py'; exit 1; }
+	@! find tests -name __init__.py | grep . || { echo 'no __init__.py anywhere under tests/'; exit 1; }
+
+.PHONY: lint
+lint: install guard
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: types
+types: install
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .

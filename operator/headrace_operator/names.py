@@ -1,0 +1,73 @@
+"""Every name that the operator gives: children, labels, annotations, field manager, ports.
+
+A literal of this kind stands here and nowhere else. Pure; called by desired, observe, status and the tests. The labels that
+the runtime reads too come from the contract, so that both sides spell them alike.
+"""
+
+import hashlib
+
+from headrace_runtime import contract
+
+GROUP = "headrace.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "InferenceDeployment"
+PLURAL = "inferencedeployments"
+SHORT = "infd"
+
+FIELD_MANAGER = "headrace"
+DEPLOYMENT = contract.DEPLOYMENT_LABEL
+COMPONENT = contract.COMPONENT_LABEL
+ROLE = contract.ROLE_LABEL
+REVISION = contract.REVISION_LABEL
+KV_LAYOUT = contract.KV_LAYOUT_LABEL
+DRAINING = contract.DRAINING_ANNOTATION
+MANAGED_BY = "app.kubernetes.io/managed-by"
+OPERATOR = "headrace"
+APPLIED = f"{GROUP}/applied"
+"""Annotation on every child: the hash of what was applied, so that a pass with nothing to do writes nothing."""
+
+NAME_LIMIT = 63
+
+
+def child(deployment: str, *parts: str) -> str:
+    """A DNS label for a child: `deployment-part-part`, cut and given a hash when it would pass 63 characters.
+
+    The parts are kept whole, since they tell the children of one deployment apart; the deployment's name is what is cut.
+    """
+    tail = "".join(f"-{part}" for part in parts)
+    if len(deployment) + len(tail) <= NAME_LIMIT:
+        return deployment + tail
+    digest = hashlib.sha256(deployment.encode()).hexdigest()[:8]
+    room = NAME_LIMIT - len(tail) - len(digest) - 1
+    return f"{deployment[:room].rstrip('-.')}-{digest}{tail}"
+
+
+def service(deployment: str) -> str:
+    """The Service that clients use: the deployment's own name."""
+    return child(deployment)
+
+
+def gateway(deployment: str) -> str:
+    """The gateway's Deployment, service account, role and contract."""
+    return child(deployment, "gateway")
+
+
+def head(deployment: str) -> str:
+    """The Ray head's pod, headless Service and contract."""
+    return child(deployment, "head")
+
+
+def ray_token(deployment: str) -> str:
+    """The Secret with the Ray cluster's token."""
+    return child(deployment, "ray-token")
+
+
+def engine_contract(deployment: str, role: str, revision: str) -> str:
+    """The ConfigMap that all engine pods of one role and revision read."""
+    return child(deployment, role, revision)
+
+
+def engine_pod(deployment: str, role: str, revision: str, index: int) -> str:
+    """One engine's pod. The revision is part of the name: old and new stand side by side while a rollout goes on."""
+    return child(deployment, role, revision, str(index))

@@ -1,0 +1,1 @@
+"""Headrace's runtime: the processes inside the pods (node agent, Ray head, gateway)."""
