@@ -51,3 +51,39 @@ types: install
 .PHONY: format
 format: install ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+# The fast layers: no cluster, no engine, no network but loopback.
+FAST := tests/unit tests/golden tests/worlds tests/wire
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: check
+check: lint types ## Lint, types, import contracts and the fast tests: the minute before a commit
+	$(PYTEST) -q -n 2 $(FAST)
+	@$(MAKE) --no-print-directory verify
+
+.PHONY: test-fast
+test-fast: install ## Unit, golden, worlds and wire tests
+	$(PYTEST) -q -n 2 $(FAST)
+
+.PHONY: test-api
+test-api: install ## Against a real etcd and API server, no nodes
+	$(PYTEST) -q tests/api
+
+.PHONY: test-runtime
+test-runtime: install engine models ## Against real vLLM engines and Ray, as processes of this machine
+	$(PYTEST) -q --timeout 300 tests/runtime
+
+.PHONY: test-cluster
+test-cluster: install engine models images ## Against a real cluster of three nodes with the built images
+	$(PYTEST) -q --timeout 600 tests/cluster
+
+.PHONY: test-gpu
+test-gpu: install ## On a machine with an NVIDIA GPU and the engine image
+	$(PYTEST) -q --timeout 1800 -m gpu tests/gpu
+
+.PHONY: test
+test: check test-api test-runtime test-cluster ## Everything, the real cluster included (sets up what it needs)
+
+.PHONY: golden-update
+golden-update: install ## Write the golden files anew; read the difference before you commit it
+	GOLDEN_UPDATE=1 $(PYTEST) -q tests/golden
