@@ -1,0 +1,89 @@
+"""Where KV blocks live: `spec.kvCache`, and the volumes that hold state."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headrace_operator.api.types import Duration, Frozen, Quantity
+
+AbsolutePath = Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\s:]+$")]
+
+
+class ClaimTemplate(Frozen):
+    """A volume claim made for each pod."""
+
+    size: Quantity
+    """How much is claimed."""
+    storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """The storage class. Default: the cluster's."""
+
+
+class EmptyDir(Frozen):
+    """A folder that lives as long as its pod."""
+
+    size_limit: Quantity | None = None
+    """The pod is evicted when the folder passes this size."""
+
+
+class Volume(Frozen):
+    """Where state is kept. Exactly one field."""
+
+    host_path: AbsolutePath | None = None
+    """A folder of the node: survives the pod, not the node."""
+    claim_template: ClaimTemplate | None = None
+    """A volume claim: survives the pod, and the node where the storage does."""
+    empty_dir: EmptyDir | None = None
+    """A folder of the pod: survives a restart of the container only."""
+
+
+class DeviceCache(Frozen):
+    """KV blocks in the memory of the device (on `cpu`: of the host)."""
+
+    size: Quantity
+    """Memory for KV blocks, per device."""
+
+
+class HostCache(Frozen):
+    """KV blocks in pinned host memory."""
+
+    size: Quantity
+    """Memory of one engine's tier."""
+
+
+class ReturnToNode(Frozen):
+    """A replaced engine waits for the node that holds its blocks."""
+
+    enabled: bool = True
+    """Prefer the node that holds the blocks."""
+    timeout: Duration = Duration("60s")
+    """How long to wait before any other node will do."""
+
+
+class DiskCache(Frozen):
+    """KV blocks on a disk of the node."""
+
+    size: Quantity
+    """Physical bytes on a node for this deployment, never passed."""
+    volume: Volume
+    """Where the blocks are kept."""
+    verify: Literal["Always", "Never"] = "Always"
+    """Always: the checksum of a block is checked on every read."""
+    eviction: Literal["Default", "LRU", "ARC"] = "Default"
+    """Which blocks go first."""
+    on_model_change: Literal["Fence", "Wipe"] = "Fence"
+    """Fence keeps blocks of other digests, unread, until they are evicted; Wipe deletes them."""
+    return_to_node: ReturnToNode = ReturnToNode()
+    """A replaced engine waits for the node that holds its blocks."""
+
+
+class KVCache(Frozen):
+    """Where KV blocks live."""
+
+    dtype: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_]+$")] = "auto"
+    """The engine's name of the type of KV blocks, such as fp8. auto: as the model."""
+    device: DeviceCache | None = None
+    """Device memory for KV blocks. Default: what the engine finds left; on `cpu` set it."""
+    host: HostCache | None = None
+    """A tier in host memory."""
+    disk: DiskCache | None = None
+    """A tier on a disk of the node."""

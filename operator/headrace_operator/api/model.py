@@ -1,0 +1,66 @@
+"""What is served: `spec.model`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headrace_operator.api.types import Duration, Frozen, LocalRef, Name, list_map
+
+Source = Annotated[str, Field(min_length=8, max_length=1024, pattern=r"^(hf|oci|s3|https|pvc|node)://[^\s]+$")]
+
+ServedName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+
+
+class Manifest(Frozen):
+    """Where the expected checksums are. Exactly one field."""
+
+    config_map_ref: LocalRef | None = None
+    """A ConfigMap with the key `SHA256SUMS`: lines as `sha256sum` writes them, paths relative to the model's folder."""
+
+
+class Signature(Frozen):
+    """An OpenSSF model-signing bundle that lies beside the weights."""
+
+    public_key_secret_ref: LocalRef
+    """The Secret with the signer's public key."""
+
+
+class Integrity(Frozen):
+    """How the weights are checked before an engine may load them."""
+
+    policy: Literal["Enforce", "Warn", "Off"] = "Enforce"
+    """Enforce: an engine never loads files that do not match. Warn: it loads them and says so. "Off": no check.
+    Write "Off" in quotes: YAML reads a bare Off as false."""
+    manifest: Manifest | None = None
+    """Expected SHA-256 of each file. Without it, the digest of the first load is pinned: later ones must match."""
+    signature: Signature | None = None
+    """A signature that the files must carry."""
+    rescan: Duration | None = None
+    """How often the files are read and compared again while they are served."""
+
+
+class Adapter(Frozen):
+    """A LoRA adapter, loaded and unloaded without a restart."""
+
+    name: Name
+    """The model name that requests use for this adapter."""
+    source: Source
+    """Where the adapter's files are, in the forms of `spec.model.source`."""
+
+
+class Model(Frozen):
+    """What is served and how its files are trusted."""
+
+    source: Source
+    """Where the weights are: node:///absolute/path (a folder on every node that may run an engine) or pvc://claim/path.
+    Also known: hf://owner/name@commit, oci://, s3://, https://."""
+    served_name: ServedName | None = None
+    """The model name that requests use. Default: the InferenceDeployment's own name."""
+    credentials_secret_ref: LocalRef | None = None
+    """A Secret with the credentials that the source asks for."""
+    loader: Literal["Auto", "Safetensors", "Streamer", "FastSafetensors"] = "Auto"
+    """How weights get into device memory. Auto lets the engine choose."""
+    integrity: Integrity = Integrity()
+    """How the weights are checked before an engine may load them."""
+    adapters: tuple[Adapter, ...] = Field(default=(), max_length=64, json_schema_extra=list_map("name"))
+    """LoRA adapters served beside the model."""

@@ -1,0 +1,218 @@
+"""What the operator reports: the status of an InferenceDeployment.
+
+Written by one place, once per pass. Unknown fields are ignored on reading: a newer operator may have written them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from headrace_operator.api.types import ATOMIC, Frozen, Timestamp, list_map
+
+Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(max_length=1024)]
+
+
+class Reported(Frozen):
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(Reported):
+    """One judgement about the deployment, in the form that all of Kubernetes uses."""
+
+    type: Annotated[str, Field(min_length=1, max_length=316)]
+    """What is judged."""
+    status: Literal["True", "False", "Unknown"]
+    """The judgement."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    """Why, in one CamelCase word."""
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, in a sentence with numbers and what is in the way."""
+    observed_generation: Annotated[int, Field(ge=0)]
+    """The generation of the spec that was judged."""
+    last_transition_time: Timestamp
+    """When `status` last changed."""
+
+
+class RevisionStatus(Reported):
+    """Revisions: hashes of the part of the spec that engines are made from."""
+
+    current: Text | None = None
+    """The revision that answers."""
+    updating: Text | None = None
+    """The revision that is being rolled out."""
+
+
+class ModelStatus(Reported):
+    """The weights that engines have loaded."""
+
+    served_name: Text | None = None
+    """The model name that requests use."""
+    digest: Text | None = None
+    """sha256:… of the model's folder."""
+    bytes: Count | None = None
+    """Size of the model's folder."""
+    verified_at: Timestamp | None = None
+    """When the files were last compared with the digest."""
+
+
+class RayNodes(Reported):
+    """Nodes of the Ray cluster."""
+
+    alive: Count = 0
+    """Nodes that Ray sees."""
+    expected: Count = 0
+    """Nodes that there should be."""
+
+
+class RayStatus(Reported):
+    """The Ray cluster under the engines."""
+
+    address: Text | None = None
+    """host:port of the head's control store."""
+    version: Text | None = None
+    """Ray's version."""
+    nodes: RayNodes = RayNodes()
+    """Nodes of the Ray cluster."""
+    gcs: Text | None = None
+    """Where the head keeps its state."""
+
+
+class RoleStatus(Reported):
+    """Engines of one role."""
+
+    name: Literal["serve", "prefill", "decode"]
+    """The role."""
+    desired: Count = 0
+    """Engines that there should be."""
+    ready: Count = 0
+    """Engines that answer."""
+    updated: Count = 0
+    """Engines of the newest revision."""
+    draining: Count = 0
+    """Engines that finish their requests and leave."""
+    summary: Text = ""
+    """ready/desired."""
+    selector: Text | None = None
+    """Label selector of the role's pods."""
+
+
+class CanaryStatus(Reported):
+    """The last real request that the operator sent through the gateway."""
+
+    revision: Text
+    """The revision that answered."""
+    answered_at: Timestamp
+    """When it answered."""
+    prefill: Text | None = None
+    """The engine that computed the prompt, where prefill is a role."""
+    decode: Text
+    """The engine that wrote the tokens."""
+
+
+class ScalingDecision(Reported):
+    """One decision about a role's size."""
+
+    time: Timestamp
+    """When."""
+    role: Text
+    """The role."""
+    from_: Annotated[Count, Field(alias="from")]
+    """Engines before."""
+    to: Count
+    """Engines after."""
+    reason: Text
+    """Why."""
+    inputs: dict[str, Text] = Field(default={}, max_length=32)
+    """What was measured."""
+
+
+class ScalingStatus(Reported):
+    """Decisions about size."""
+
+    last_decisions: tuple[ScalingDecision, ...] = Field(default=(), max_length=20, json_schema_extra=ATOMIC)
+    """The newest first."""
+
+
+class Incident(Reported):
+    """Something that failed and was put right."""
+
+    time: Timestamp
+    """When it was noticed."""
+    kind: Text
+    """What failed."""
+    target: Text
+    """Which one."""
+    detected_in: Text | None = None
+    """How long it went unnoticed."""
+    recovered_in: Text | None = None
+    """How long until it was whole again."""
+    requests_resumed: Count = 0
+    """Requests that went on elsewhere."""
+    requests_failed: Count = 0
+    """Requests that were lost."""
+
+
+class RecoveryStatus(Reported):
+    """What was put right."""
+
+    incidents: tuple[Incident, ...] = Field(default=(), max_length=20, json_schema_extra=ATOMIC)
+    """The newest first."""
+
+
+class CacheNode(Reported):
+    """KV blocks on one node."""
+
+    node: Text
+    """The node."""
+    bytes: Count = 0
+    """Physical bytes used."""
+    limit: Count = 0
+    """Physical bytes allowed."""
+    hit_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of looked-up blocks that were found."""
+
+
+class CachePlacement(Reported):
+    """Where the blocks of one engine are."""
+
+    slot: Text
+    """The engine's place in its role."""
+    node: Text
+    """The node."""
+
+
+class KVCacheStatus(Reported):
+    """KV blocks outside device memory."""
+
+    nodes: tuple[CacheNode, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("node"))
+    """Each node."""
+    placement: tuple[CachePlacement, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("slot"))
+    """Each engine."""
+
+
+class InferenceDeploymentStatus(Reported):
+    """What is."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status speaks of."""
+    url: Text | None = None
+    """Where clients inside the cluster reach the gateway."""
+    revision: RevisionStatus | None = None
+    """Revisions."""
+    model: ModelStatus | None = None
+    """The weights that engines have loaded."""
+    ray: RayStatus | None = None
+    """The Ray cluster under the engines."""
+    roles: tuple[RoleStatus, ...] = Field(default=(), max_length=3, json_schema_extra=list_map("name"))
+    """Engines of each role."""
+    canary: CanaryStatus | None = None
+    """The last real request that the operator sent through the gateway."""
+    scaling: ScalingStatus | None = None
+    """Decisions about size."""
+    recovery: RecoveryStatus | None = None
+    """What was put right."""
+    kv_cache: KVCacheStatus | None = None
+    """KV blocks outside device memory."""
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=32, json_schema_extra=list_map("type"))
+    """Judgements, one per type."""
