@@ -1,7 +1,7 @@
 """Condition types, their reasons, and the one function that writes a condition.
 
-A reason is a constant of this file: users script against reasons, so they are part of the API. Negative reasons stand beside
-the positive one that ends them. Pure; `status.py` judges, this module only records.
+A reason is a constant of this file: users script against reasons, so they are part of the API. Negative reasons stand
+beside the positive one that ends them. Pure; `status.py` judges, this module only records.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ TYPES: Final = (
     DEGRADED,
     READY,
 )
-"""All of them, in the order in which a deployment passes through them. Every object carries all, from the first pass."""
+"""All of them, in the order in which a deployment passes them. Every object carries all, from the first pass."""
 
 
 class Reason:
@@ -135,8 +135,8 @@ def initial(generation: int, now: datetime) -> tuple[Condition, ...]:
 def set_condition(conditions: Iterable[Condition], new: Condition) -> tuple[Condition, ...]:
     """The conditions with `new` in its place, all types of `TYPES` first and in that order.
 
-    `new.last_transition_time` is the time of this judgement: it is kept only where the status differs from the one before,
-    so that a transition time moves on a flip and on nothing else.
+    `new.last_transition_time` is the time of this judgement: it is kept only where the status differs from the one
+    before, so that a transition time moves on a flip and on nothing else.
     """
     known = {condition.type: condition for condition in conditions}
     before = known.get(new.type)

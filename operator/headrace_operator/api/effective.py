@@ -1,7 +1,7 @@
 """What each role's engines really run with: `spec.engine` and `spec.parallelism` under the role's overrides.
 
-Pure; called by the rules and by everything that builds engine pods. An override counts where it was *given*, not where it
-differs from a default: `roles[].engine` read field by field would show defaults that nobody asked for.
+Pure; called by the rules and by everything that builds engine pods. An override counts where it was *given*,
+not where it differs from a default: `roles[].engine` read field by field would show defaults that nobody asked for.
 """
 
 from dataclasses import dataclass

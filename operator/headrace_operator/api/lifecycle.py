@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace_operator.api.kvcache import EmptyDir, Volume
+from headrace_operator.api.kvcache import Volume
 from headrace_operator.api.roles import Resources
 from headrace_operator.api.types import ATOMIC, Duration, FreeForm, Frozen, LocalRef
 
@@ -26,8 +26,8 @@ class GCS(Frozen):
 
     backend: Literal["RocksDB", "Redis", "Memory"] = "RocksDB"
     """RocksDB and Redis outlive the head; Memory does not."""
-    volume: Volume = Volume(empty_dir=EmptyDir())
-    """Where RocksDB keeps its files."""
+    volume: Volume | None = None
+    """Where RocksDB keeps its files. Default: an emptyDir, which outlives a restart of the head's container only."""
     redis: Redis | None = None
     """The Redis, where that is the backend."""
 

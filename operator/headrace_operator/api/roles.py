@@ -58,7 +58,8 @@ class Role(Frozen):
     scaling: RoleScaling | None = None
     """Bounds between which `spec.scaling` moves this role. Not together with `replicas`."""
     engine: Engine | None = Field(default=None, json_schema_extra=PARTIAL)
-    """Overrides of `spec.engine` for this role: only the fields given count. `extraArgs` are merged by key, `env` by name."""
+    """Overrides of `spec.engine` for this role: only the fields given count. `extraArgs` are merged by key,
+    `env` by name, objects such as `device` are replaced whole."""
     parallelism: Parallelism | None = Field(default=None, json_schema_extra=PARTIAL)
     """Overrides of `spec.parallelism` for this role; only the fields given count."""
     resources: Resources = Resources()
