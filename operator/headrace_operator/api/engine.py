@@ -1,13 +1,21 @@
 """How one engine runs: `spec.engine`, `spec.parallelism` and `spec.executor`, which a role may override in part."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from headrace_operator.api.types import FreeForm, Frozen, Quantity, list_map
 
+
+def _scalar(value: Any) -> Any:
+    """One plain complaint, where the union would complain once for each of its members."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("must be text, a number, true or false: write a structured option as JSON text")
+    return value
+
+
 Size = Annotated[int, Field(ge=1, le=1024)]
-Scalar = bool | int | float | str
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(cpu|[a-z0-9.-]+/[A-Za-z0-9._-]+)$")]
 OptionName = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 

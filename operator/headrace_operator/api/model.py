@@ -6,7 +6,7 @@ from pydantic import Field
 
 from headrace_operator.api.types import Duration, Frozen, LocalRef, Name, list_map
 
-Source = Annotated[str, Field(min_length=8, max_length=1024, pattern=r"^(hf|oci|s3|https|pvc|node)://[^\s]+$")]
+Source = Annotated[str, Field(max_length=1024, pattern=r"^(hf|oci|s3|https|pvc|node)://[^\s]+$")]
 
 ServedName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
 

@@ -1,0 +1,297 @@
+"""What must hold between fields, as functions of the spec: each yields the problems it finds, with numbers and the fix.
+
+Pure. `rules.py` lists them beside their CEL twins and says which places of the schema those stand at.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any
+
+from headrace_operator.api.effective import EffectiveRole, effective_roles
+from headrace_operator.api.engine import Engine
+from headrace_operator.api.options import ALIKE, OWNED, QUANTIZATIONS, owned
+from headrace_operator.api.problems import Problem
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Volume
+
+Problems = Iterator[Problem]
+OUR_LABELS = "headrace.dev/"
+
+
+def source(spec: InferenceDeploymentSpec) -> Problems:
+    source = spec.model.source
+    scheme, _, rest = source.partition("://")
+    if scheme == "node" and not re.fullmatch(r"(/[^/]+)+", rest):
+        yield Problem("spec.model.source", f"{source!r} needs an absolute path: write node:///folder/of/the/model")
+    if scheme == "pvc" and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*", rest):
+        yield Problem("spec.model.source", f"{source!r} needs a claim's name and a path: write pvc://claim/path")
+    if scheme in {"node", "pvc"} and {".", ".."} & set(rest.split("/")):
+        yield Problem("spec.model.source", f"{source!r} may not hold . or .. as a folder: write the path out")
+
+
+def role_names(spec: InferenceDeploymentSpec) -> Problems:
+    names = [role.name for role in spec.roles]
+    if sorted(names) not in (["serve"], ["decode", "prefill"]):
+        yield Problem(
+            "spec.roles",
+            f"has {' and '.join(names)}: give one role named serve, or one named prefill and one named decode",
+        )
+
+
+def replicas_or_scaling(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(spec.roles):
+        if role.replicas is not None and role.scaling is not None:
+            yield Problem(f"spec.roles[{index}]", "has both replicas and scaling: keep the one that is meant")
+
+
+def scaling_bounds(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(spec.roles):
+        if role.scaling and role.scaling.min > role.scaling.max:
+            low, high = role.scaling.min, role.scaling.max
+            yield Problem(f"spec.roles[{index}].scaling", f"min {low} is above max {high}: lower min or raise max")
+
+
+def scaling_mode(spec: InferenceDeploymentSpec) -> Problems:
+    if spec.scaling.mode == "SLO" and spec.slo is None:
+        yield Problem("spec.slo", "scaling.mode SLO needs targets: set slo.ttft or slo.itl")
+    if spec.scaling.mode == "Fixed":
+        for index, role in enumerate(spec.roles):
+            if role.scaling is not None:
+                yield Problem(
+                    f"spec.roles[{index}].scaling", "needs scaling.mode SLO or External; with Fixed use replicas"
+                )
+
+
+def slo_target(spec: InferenceDeploymentSpec) -> Problems:
+    if spec.slo is not None and spec.slo.ttft is None and spec.slo.itl is None:
+        yield Problem("spec.slo", "has no target: set ttft, itl or both")
+
+
+def _engines(spec: InferenceDeploymentSpec) -> Iterator[tuple[str, Engine]]:
+    """Engines as they were written, with their paths: the deployment's and the roles' overrides."""
+    yield "spec.engine", spec.engine
+    for index, role in enumerate(spec.roles):
+        if role.engine is not None:
+            yield f"spec.roles[{index}].engine", role.engine
+
+
+def cpu_has_no_count(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        if engine.device.resource == "cpu" and engine.device.count is not None:
+            yield Problem(f"{path}.device.count", "is for accelerators: on cpu remove it and set roles[].resources")
+
+
+def count_is_product(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(effective_roles(spec)):
+        count, sizes = role.engine.device.count, role.parallelism
+        if role.on_cpu or count is None or count == sizes.devices:
+            continue
+        device = spec.roles[index].engine
+        own = device is not None and "device" in device.model_fields_set
+        yield Problem(
+            f"spec.roles[{index}].engine.device.count" if own else "spec.engine.device.count",
+            f"is {count}, but the role {role.name} needs {sizes.devices}: tensor {sizes.tensor} x pipeline "
+            f"{sizes.pipeline} x data {sizes.data} x context {sizes.context}; remove count, or change the parallelism",
+        )
+
+
+def device_override(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(spec.roles):
+        given = role.engine is not None and "device" in role.engine.model_fields_set
+        if role.engine and given and "resource" not in role.engine.device.model_fields_set:
+            path = f"spec.roles[{index}].engine.device"
+            yield Problem(path, "replaces spec.engine.device whole: name the resource as well")
+
+
+def accelerator_in_resources(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(effective_roles(spec)):
+        device = role.engine.device.resource
+        for kind, amounts in (("requests", role.role.resources.requests), ("limits", role.role.resources.limits)):
+            if not role.on_cpu and device in amounts:
+                yield Problem(
+                    f"spec.roles[{index}].resources.{kind}", f"names {device}: remove it and set engine.device.count"
+                )
+
+
+def _split(spec: InferenceDeploymentSpec) -> tuple[EffectiveRole, EffectiveRole] | None:
+    roles = {role.name: role for role in effective_roles(spec)}
+    return (roles["prefill"], roles["decode"]) if roles.keys() >= {"prefill", "decode"} else None
+
+
+# What both ends of a transfer must have in common: vllm 0.32, kv_connector/v1/nixl/ metadata, connector, base_worker.
+
+
+def split_dtype(spec: InferenceDeploymentSpec) -> Problems:
+    if (pair := _split(spec)) is None:
+        return
+    prefill, decode = pair
+    if prefill.engine.dtype != decode.engine.dtype:
+        types = f"prefill has {prefill.engine.dtype}, decode {decode.engine.dtype}"
+        yield Problem("spec.roles", f"engine.dtype must be the same in both roles: {types}")
+
+
+def split_options(spec: InferenceDeploymentSpec) -> Problems:
+    if (pair := _split(spec)) is None:
+        return
+    prefill, decode = pair
+    for option in ALIKE:
+        one, other = prefill.engine.extra_args.get(option), decode.engine.extra_args.get(option)
+        if one != other:
+            values = f"prefill has {one}, decode {other}"
+            yield Problem("spec.roles", f"engine.extraArgs.{option} must be the same in both roles: {values}")
+
+
+def split_tensor(spec: InferenceDeploymentSpec) -> Problems:
+    if (pair := _split(spec)) is None:
+        return
+    small, large = sorted(role.parallelism.tensor for role in pair)
+    if large % small:
+        yield Problem(
+            "spec.roles",
+            f"parallelism.tensor of one role must be a multiple of the other's: {small} does not divide {large}",
+        )
+
+
+def split_pipeline(spec: InferenceDeploymentSpec) -> Problems:
+    if (pair := _split(spec)) is None:
+        return
+    for role in pair:
+        if role.parallelism.pipeline > 1:
+            message = (
+                f"parallelism.pipeline must be 1 with prefill and decode: {role.name} has {role.parallelism.pipeline}"
+            )
+            yield Problem("spec.roles", message)
+
+
+def split_context(spec: InferenceDeploymentSpec) -> Problems:
+    pair = _split(spec)
+    if pair is not None and pair[1].parallelism.context > 1:
+        context = pair[1].parallelism.context
+        yield Problem("spec.roles", f"parallelism.context is for prefill only: decode has {context}, set it to 1")
+
+
+def extra_args(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        for option in engine.extra_args:
+            if (name := owned(option)) is not None:
+                says = "" if name == option else f" means {name}, which"
+                yield Problem(f"{path}.extraArgs.{option}", f"{says} is not free here: {OWNED[name]}".strip())
+
+
+def quantization(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        if engine.quantization is None or engine.quantization in QUANTIZATIONS:
+            continue
+        near = get_close_matches(engine.quantization, QUANTIZATIONS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"it knows {', '.join(QUANTIZATIONS)}"
+        yield Problem(f"{path}.quantization", f"{engine.quantization!r} is unknown to the engine: {fix}")
+
+
+def draft_model(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        guess = engine.speculative
+        if guess and (guess.method in {"Eagle3", "DraftModel"}) != (guess.model is not None):
+            fix = "remove it" if guess.model else "name the draft weights"
+            yield Problem(
+                f"{path}.speculative.model", f"is for the methods Eagle3 and DraftModel, which need it: {fix}"
+            )
+
+
+def env(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        for index, variable in enumerate(engine.env):
+            if variable.value is not None and variable.value_from is not None:
+                yield Problem(f"{path}.env[{index}]", f"{variable.name} has both value and valueFrom: keep one")
+
+
+def tolerations(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(spec.roles):
+        for number, toleration in enumerate(role.tolerations):
+            path = f"spec.roles[{index}].tolerations[{number}]"
+            if toleration.operator == "Equal" and toleration.key is None:
+                yield Problem(path, "without a key needs operator Exists")
+            if toleration.operator == "Exists" and toleration.value is not None:
+                yield Problem(path, "with operator Exists takes no value")
+
+
+def templates(spec: InferenceDeploymentSpec) -> Problems:
+    templates = {f"spec.roles[{index}].podTemplate": role.pod_template for index, role in enumerate(spec.roles)}
+    templates |= {"spec.gateway.podTemplate": spec.gateway.pod_template}
+    templates |= {"spec.ray.headPodTemplate": spec.ray.head_pod_template}
+    for path, template in templates.items():
+        yield from _template(path, template)
+
+
+def _template(path: str, template: dict[str, Any]) -> Problems:
+    for key in sorted(template.keys() - {"metadata", "spec"}):
+        yield Problem(f"{path}.{key}", "is not part of a pod template: it has metadata and spec")
+    for part in ("metadata", "spec"):
+        if not isinstance(template.get(part, {}), dict):
+            yield Problem(f"{path}.{part}", "must be an object")
+            return
+    for kind in ("labels", "annotations"):
+        for key in template.get("metadata", {}).get(kind) or {}:
+            if key.startswith(OUR_LABELS):
+                yield Problem(f"{path}.metadata.{kind}", f"{key} is Headrace's own: use another prefix")
+    for kind in ("containers", "initContainers", "volumes"):
+        for index, entry in enumerate(template.get("spec", {}).get(kind) or []):
+            if not isinstance(entry, dict) or not entry.get("name"):
+                yield Problem(f"{path}.spec.{kind}[{index}]", "needs a name: entries are merged by name")
+
+
+def volumes(spec: InferenceDeploymentSpec) -> Problems:
+    volumes: dict[str, Volume | None] = {"spec.ray.gcs.volume": spec.ray.gcs.volume}
+    if spec.kv_cache.disk is not None:
+        volumes["spec.kvCache.disk.volume"] = spec.kv_cache.disk.volume
+    for path, volume in volumes.items():
+        yield from _exactly_one(path, volume)
+
+
+def manifest(spec: InferenceDeploymentSpec) -> Problems:
+    yield from _exactly_one("spec.model.integrity.manifest", spec.model.integrity.manifest)
+
+
+def expose(spec: InferenceDeploymentSpec) -> Problems:
+    yield from _exactly_one("spec.gateway.expose", spec.gateway.expose)
+
+
+def _exactly_one(path: str, union: Any) -> Problems:
+    """For a union: one optional field per variant."""
+    if union is None:
+        return
+    fields = type(union).model_fields
+    given = [str(field.alias) for name, field in fields.items() if getattr(union, name) is not None]
+    if len(given) != 1:
+        names = ", ".join(str(field.alias) for field in fields.values())
+        has = f"has {' and '.join(given)}" if given else "is empty"
+        yield Problem(path, f"{has}: give exactly one of {names}")
+
+
+def gcs(spec: InferenceDeploymentSpec) -> Problems:
+    gcs = spec.ray.gcs
+    if (gcs.backend == "Redis") != (gcs.redis is not None):
+        yield Problem("spec.ray.gcs", "redis goes with backend Redis and only with it: set both or neither")
+    if gcs.volume is not None and gcs.backend != "RocksDB":
+        yield Problem("spec.ray.gcs.volume", f"is for backend RocksDB: with {gcs.backend} remove it")
+
+
+def rollout(spec: InferenceDeploymentSpec) -> Problems:
+    if spec.rollout.max_surge == 0 and spec.rollout.max_unavailable == 0:
+        yield Problem("spec.rollout", "maxSurge and maxUnavailable are both 0, so nothing could ever change: raise one")
+
+
+def canary_steps(spec: InferenceDeploymentSpec) -> Problems:
+    if spec.rollout.canary is None:
+        return
+    steps = spec.rollout.canary.steps
+    if steps[-1] != 100 or any(one >= next_ for one, next_ in pairwise(steps)):
+        yield Problem("spec.rollout.canary.steps", f"must rise and end with 100, not {list(steps)}")
+
+
+def backoff(spec: InferenceDeploymentSpec) -> Problems:
+    backoff = spec.recovery.backoff
+    if backoff.base.seconds > backoff.max.seconds:
+        yield Problem(
+            "spec.recovery.backoff", f"base {backoff.base} is longer than max {backoff.max}: lower base or raise max"
+        )

@@ -1,0 +1,162 @@
+"""Which fields this version acts on. The rest is refused by name: nothing that a user wrote is silently ignored.
+
+A field that gains its meaning moves from `NOT_YET` to `ACTED_ON` in the commit that gives it one; a test walks every
+field of the spec and finds each in exactly one of the two. Pure; called by `parse.py`. These refusals are not CEL: an older
+CRD may serve a newer operator.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from headrace_operator.api.problems import Problem
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+
+ANY: Final = None
+
+_ENGINE_ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
+    "engine.image": ANY,
+    "engine.device.resource": ANY,
+    "engine.device.count": ANY,
+    "engine.dtype": ANY,
+    "engine.maxModelLen": ANY,
+    "engine.quantization": ANY,
+    "engine.extraArgs": ANY,
+    "engine.env[].name": ANY,
+    "engine.env[].value": ANY,
+    "engine.env[].valueFrom": ANY,
+    "parallelism.tensor": ANY,
+    "parallelism.pipeline": ANY,
+    "parallelism.data": ANY,
+    "parallelism.expert": ANY,
+    "parallelism.context": ANY,
+}
+_ENGINE_NOT_YET: Final = ("engine.speculative", "engine.weightsOffload")
+
+ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
+    "model.source": ("node://", "pvc://"),
+    "model.servedName": ANY,
+    "model.loader": ("Auto", "Safetensors"),
+    "model.integrity.policy": ANY,
+    "model.integrity.manifest.configMapRef.name": ANY,
+    **_ENGINE_ACTED_ON,
+    "executor": ("Auto", "Multiprocessing"),
+    "roles[].name": ANY,
+    "roles[].replicas": ANY,
+    **{f"roles[].{path}": values for path, values in _ENGINE_ACTED_ON.items()},
+    "roles[].resources.requests": ANY,
+    "roles[].resources.limits": ANY,
+    "roles[].nodeSelector": ANY,
+    "roles[].tolerations[].key": ANY,
+    "roles[].tolerations[].operator": ANY,
+    "roles[].tolerations[].value": ANY,
+    "roles[].tolerations[].effect": ANY,
+    "roles[].tolerations[].tolerationSeconds": ANY,
+    "roles[].podTemplate": ANY,
+    "disaggregation.connector": ANY,
+    "disaggregation.minPromptTokens": ANY,
+    "disaggregation.onTransferFailure": ANY,
+    "kvCache.dtype": ANY,
+    "kvCache.device.size": ANY,
+    "scaling.mode": ("Fixed",),
+    "gateway.replicas": ANY,
+    "gateway.resources.requests": ANY,
+    "gateway.resources.limits": ANY,
+    "gateway.podTemplate": ANY,
+    "gateway.routing.policy": ("LeastLoaded", "RoundRobin"),
+    "ray.headResources.requests": ANY,
+    "ray.headResources.limits": ANY,
+    "ray.headPodTemplate": ANY,
+    "ray.gcs.backend": ("RocksDB", "Memory"),
+    "ray.gcs.volume.hostPath": ANY,
+    "ray.gcs.volume.emptyDir.sizeLimit": ANY,
+    "rollout.strategy": ANY,
+    "rollout.maxSurge": ANY,
+    "rollout.maxUnavailable": ANY,
+    "drain.timeout": ANY,
+    "recovery.backoff.base": ANY,
+    "recovery.backoff.max": ANY,
+    "recovery.maxRestarts": ANY,
+    "networkPolicy.mode": ("Off",),
+    "paused": ANY,
+    "suspend": ANY,
+}
+"""Fields that this version acts on, and the values it knows where they are not all: schemes end with `://`."""
+
+NOT_YET: Final[tuple[str, ...]] = (
+    "model.credentialsSecretRef",
+    "model.integrity.signature",
+    "model.integrity.rescan",
+    "model.adapters",
+    *_ENGINE_NOT_YET,
+    "roles[].scaling",
+    *(f"roles[].{path}" for path in _ENGINE_NOT_YET),
+    "disaggregation.roleChange",
+    "kvCache.host",
+    "kvCache.disk",
+    "slo",
+    "scaling.maxAccelerators",
+    "scaling.toZero",
+    "scaling.dryRun",
+    "scaling.policy",
+    "gateway.apiKeysSecretRef",
+    "gateway.limits",
+    "gateway.resume",
+    "gateway.tls",
+    "gateway.expose",
+    "ray.gcs.redis",
+    "ray.gcs.volume.claimTemplate",
+    "rollout.canary",
+    "rollout.autoRollback",
+    "rollout.progressDeadline",
+    "observability",
+)
+"""Fields, with all below them, that this version refuses. Defaults are no offence: the API server fills them in."""
+
+
+def unsupported(spec: InferenceDeploymentSpec, version: str) -> list[Problem]:
+    """A problem for everything in the spec that this version would ignore. `version` is named in the messages."""
+    return sorted([*_fields(spec, version), *_values_of(spec, version)])
+
+
+def _fields(spec: InferenceDeploymentSpec, version: str) -> Iterator[Problem]:
+    for field in NOT_YET:
+        for path, value, default in _find(spec, field):
+            if value not in (None, default):
+                yield Problem(path, f"not acted on by this version ({version}); remove the field")
+
+
+def _values_of(spec: InferenceDeploymentSpec, version: str) -> Iterator[Problem]:
+    for field, known in ACTED_ON.items():
+        for path, value, _ in _find(spec, field) if known else ():
+            if known and value is not None and not any(_matches(value, one) for one in known):
+                said = f"{value.partition('://')[0]}://" if known[0].endswith("://") else value
+                yield Problem(path, f"{said} is not acted on by this version ({version}); use {' or '.join(known)}")
+
+
+def _matches(value: str, known: str) -> bool:
+    return value.startswith(known) if known.endswith("://") else value == known
+
+
+def _find(spec: BaseModel, field: str) -> Iterator[tuple[str, Any, Any]]:
+    """Every place of a field like `roles[].scaling`: its path in this spec, its value and its default."""
+    found: list[tuple[str, Any, Any]] = [("spec", spec, None)]
+    for step in field.split("."):
+        name, each = step.removesuffix("[]"), step.endswith("[]")
+        found = [
+            entry
+            for path, value, _ in found
+            if isinstance(value, BaseModel)
+            for entry in _step(path, value, name, each)
+        ]
+    yield from found
+
+
+def _step(path: str, model: BaseModel, alias: str, each: bool) -> Iterator[tuple[str, Any, Any]]:
+    name, field = next((name, field) for name, field in type(model).model_fields.items() if field.alias == alias)
+    value = getattr(model, name)
+    if each:
+        yield from ((f"{path}.{alias}[{index}]", entry, None) for index, entry in enumerate(value))
+    else:
+        yield f"{path}.{alias}", value, field.get_default(call_default_factory=True, validated_data={})
