@@ -119,6 +119,33 @@ class Backoff(Frozen):
     """Restarts without the engine becoming ready in between, after which the agent stops and says so."""
 
 
+OWNED_OPTIONS = frozenset({
+    "api-key", "api-server-count", "code-revision", "config", "cpu-offload-gb", "data-parallel-address",
+    "data-parallel-backend", "data-parallel-external-lb", "data-parallel-hybrid-lb", "data-parallel-multi-port-external-lb",
+    "data-parallel-rank", "data-parallel-rpc-port", "data-parallel-size", "data-parallel-size-local",
+    "data-parallel-start-rank", "device-ids", "distributed-executor-backend", "download-dir", "dtype", "enable-expert-parallel",
+    "enable-log-deltas", "enable-log-outputs", "enable-log-requests", "enable-lora", "grpc", "headless", "hf-token", "host",
+    "kv-cache-dtype", "kv-cache-memory-bytes", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config",
+    "load-format", "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
+    "otlp-traces-endpoint", "pipeline-parallel-size", "port", "prefill-context-parallel-size", "quantization", "revision",
+    "root-path", "served-model-name", "shutdown-timeout", "spec-method", "spec-model", "spec-tokens", "speculative-config",
+    "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "tokenizer", "tokenizer-revision", "uds",
+})  # fmt: skip
+"""Options of vLLM that `Engine.extra_args` may not hold: a field sets them, or Headrace does, or they would log prompts."""
+
+
+def owned_option(option: str) -> str | None:
+    """The owned option that vLLM would take `option` for, or None.
+
+    It takes underscores for dashes, `no-` forms, members of a JSON option (`kv-transfer-config.kv_role`), and any
+    beginning of a name that no other option has.
+    """
+    plain = option.partition(".")[0].replace("_", "-").removeprefix("no-")
+    if plain in OWNED_OPTIONS:
+        return plain
+    return next((name for name in sorted(OWNED_OPTIONS) if plain and name.startswith(plain)), None)
+
+
 class NodeContract(Frozen):
     """For `headrace_runtime node`: the agent that owns one engine."""
 
@@ -191,12 +218,16 @@ class GatewayContract(Frozen):
     min_prompt_tokens: int = 64
     """Shorter prompts go straight to decode. Text is counted as one token per four bytes; token ids exactly."""
     on_transfer_failure: Literal["Recompute", "Fail"] = "Recompute"
+    prefill_seconds: float = 30.0
+    """A prefill that has not answered by then is given up."""
     transfer_seconds: float = 5.0
     """A decode answer that is to start from transferred KV and has sent no token by then is asked again elsewhere, without
     the transfer: a cut link gives no error for minutes."""
     max_retries: int = 3
     """Other engines tried before the first token."""
     max_connections: int = 10_000
+    access_log: bool = True
+    """One JSON line per request on standard output: ids, engines, times, status; never a prompt."""
     drain_seconds: float = 60.0
     port: int = GATEWAY_PORT
     admin_port: int = GATEWAY_ADMIN_PORT

@@ -1,0 +1,297 @@
+"""A simulated engine: the part of vLLM's HTTP surface that Headrace uses, with scripted timings and faults. No model
+in it.
+
+For the gateway's tests and benchmarks, and to try a gateway without an engine:
+`python -m headrace_runtime.engine.fake --port 8000 --tokens 64 --itl 0.005`. Its words are `t0 t1 t2 …`, so that a
+reader sees which are missing. A figure measured against it is *simulated*. The same cases run against it and against
+vLLM.
+"""
+
+import asyncio
+import itertools
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import click
+import uvloop
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.exposition import generate_latest
+
+Fault = Literal["none", "status", "error_line", "stall", "cut", "reset", "hang_transfer"]
+"""What goes wrong with every completion. status: an HTTP 500 · error_line: vLLM's error event inside HTTP 200 ·
+stall: silence from token `at` on · cut: the connection ends before token `at` · reset: it ends before any byte ·
+hang_transfer: an answer that is to start from transferred KV never does."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How the engine behaves. Times in seconds. `prefill_rate`: prompt tokens computed per second, 0 for no time at
+    all."""
+
+    model: str = "fake"
+    tokens: int = 16
+    """Of an answer whose request does not say `max_tokens`."""
+    ttft: float = 0.0
+    itl: float = 0.0
+    prefill_rate: float = 0.0
+    max_model_len: int = 4096
+    fault: Fault = "none"
+    at: int = 0
+    error_code: int = 503
+    """In the error line, and the status of fault `status`."""
+    healthy: bool = True
+
+
+class FakeEngine:
+    """One engine. `script` may be changed while it runs; `seen` holds every completion's body, `aborted` counts
+    clients that left before their answer's end."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or Script()
+        self.seen: list[Document] = []
+        self.aborted = 0
+        self.url = ""
+        self._engine_id = str(uuid.uuid4())
+        self._ids = itertools.count()
+        self._registry = CollectorRegistry()
+        self._running = Gauge("vllm:num_requests_running", "Requests being computed", registry=self._registry)
+        self._sources = Counter("vllm:prompt_tokens_by_source", "Prompt tokens", ["source"], registry=self._registry)
+
+    @property
+    def running(self) -> int:
+        return int(self._running._value.get())
+
+    def become(self, **changes: Any) -> None:
+        """Change some fields of the script: they hold from the next token on."""
+        self.script = replace(self.script, **changes)
+
+    def computed(self, source: Literal["local_compute", "external_kv_transfer"]) -> int:
+        """Prompt tokens so far, by where their KV blocks came from."""
+        return int(self._sources.labels(source)._value.get())
+
+    @asynccontextmanager
+    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+        """Listen while the block runs; gives the URL."""
+        runner = web.AppRunner(self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            self.url = f"http://{host}:{runner.addresses[0][1]}"
+            yield self.url
+        finally:
+            await runner.cleanup()
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/completions", self._complete)
+        return app
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.script.healthy else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = {"id": self.script.model, "object": "model", "max_model_len": self.script.max_model_len}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        document = await request.json()
+        self.seen.append(document)
+        self._running.inc()
+        try:
+            return await self._answer(request, document)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.aborted += 1
+            raise
+        finally:
+            self._running.dec()
+
+    async def _answer(self, request: web.Request, document: Document) -> web.StreamResponse:
+        script = self.script
+        if script.fault == "reset":
+            _end_connection(request)
+        problem = _problem(document, script)
+        if problem:
+            return _error(400, problem)
+        if script.fault == "status":
+            return _error(script.error_code, "scripted failure")
+        answer = _Answer(request.path, document, script, f"fake-{next(self._ids)}")
+        if script.fault == "error_line" and answer.stream:
+            return await self._error_line(request)
+        await self._compute_prompt(document, answer.prompt_tokens)
+        if answer.stream:
+            return await self._stream(request, answer)
+        for index in range(answer.tokens):
+            await self._wait_for_token(request, index)
+        return web.json_response(answer.whole(self._transfer_parameters(document, answer)))
+
+    async def _compute_prompt(self, document: Document, tokens: int) -> None:
+        transferred = (document.get("kv_transfer_params") or {}).get("do_remote_prefill")
+        if transferred and self.script.fault == "hang_transfer":
+            await asyncio.Event().wait()
+        self._sources.labels("external_kv_transfer" if transferred else "local_compute").inc(tokens)
+        if not transferred and self.script.prefill_rate:
+            await asyncio.sleep(tokens / self.script.prefill_rate)
+        await asyncio.sleep(self.script.ttft)
+
+    async def _wait_for_token(self, request: web.Request, index: int) -> None:
+        script = self.script
+        if script.fault == "cut" and index >= script.at:
+            _end_connection(request)
+        if script.fault == "stall" and index >= script.at:
+            await asyncio.Event().wait()
+        if index and script.itl:
+            await asyncio.sleep(script.itl)
+
+    async def _stream(self, request: web.Request, answer: "_Answer") -> web.StreamResponse:
+        response = await _open_stream(request)
+        for index in range(answer.tokens):
+            await self._wait_for_token(request, index)
+            await response.write(_event(answer.chunk(index)))
+        if answer.wants_usage:
+            await response.write(_event(answer.usage_chunk()))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _error_line(self, request: web.Request) -> web.StreamResponse:
+        response = await _open_stream(request)
+        code = self.script.error_code
+        await response.write(_event({"error": {"message": "scripted refusal", "type": "scripted", "code": code}}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _transfer_parameters(self, document: Document, answer: "_Answer") -> Document | None:
+        asked = document.get("kv_transfer_params") or {}
+        if not asked.get("do_remote_decode"):
+            return None
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [[0]],
+            "remote_engine_id": self._engine_id,
+            "remote_request_id": answer.id,
+            "remote_host": "127.0.0.1",
+            "remote_port": 5600,
+            "tp_size": 1,
+            "remote_num_tokens": answer.prompt_tokens,
+        }
+
+
+class _Answer:
+    """The documents of one answer, in the shapes of vLLM."""
+
+    def __init__(self, path: str, document: Document, script: Script, answer_id: str) -> None:
+        self.id = answer_id
+        self.chat = path.endswith("/chat/completions")
+        self.stream = bool(document.get("stream"))
+        self.wants_usage = bool((document.get("stream_options") or {}).get("include_usage"))
+        self.tokens: int = document.get("max_completion_tokens") or document.get("max_tokens") or script.tokens
+        self.prompt_tokens = prompt_tokens(document)
+        self._model = script.model
+
+    def whole(self, transfer: Document | None) -> Document:
+        text = "".join(map(_word, range(self.tokens)))
+        said: Document = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": "length"}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return self._document(kind, [choice]) | {"usage": self._usage(), "kv_transfer_params": transfer}
+
+    def chunk(self, index: int) -> Document:
+        said: Document = {"delta": {"content": _word(index)}} if self.chat else {"text": _word(index)}
+        if self.chat and index == 0:
+            said["delta"]["role"] = "assistant"
+        last = index == self.tokens - 1
+        return self._chunk([{"index": 0, **said, "logprobs": None, "finish_reason": "length" if last else None}])
+
+    def usage_chunk(self) -> Document:
+        return self._chunk([]) | {"usage": self._usage()}
+
+    def _chunk(self, choices: list[Document]) -> Document:
+        return self._document("chat.completion.chunk" if self.chat else "text_completion", choices)
+
+    def _document(self, kind: str, choices: list[Document]) -> Document:
+        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self._model, "choices": choices}
+
+    def _usage(self) -> Document:
+        total = self.prompt_tokens + self.tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
+
+
+def prompt_tokens(document: Document) -> int:
+    """Token ids exactly; of text, a token per word."""
+    prompt = document.get("prompt")
+    if isinstance(prompt, list):
+        return len(prompt)
+    if isinstance(prompt, str):
+        return len(prompt.split())
+    return sum(len(str(message.get("content")).split()) for message in document.get("messages", []))
+
+
+def _word(index: int) -> str:
+    return f" t{index}"
+
+
+def _problem(document: Document, script: Script) -> str:
+    """What vLLM refuses of a request with status 400, of the things the gateway could get wrong."""
+    limit = document.get("max_completion_tokens") or document.get("max_tokens") or script.tokens
+    if document.get("stream_options") and not document.get("stream"):
+        return "stream_options can only be defined when stream is true"
+    if (document.get("min_tokens") or 0) > limit:
+        return "min_tokens must be less than or equal to max_tokens"
+    if prompt_tokens(document) + limit > script.max_model_len:
+        return f"This model's maximum context length is {script.max_model_len} tokens"
+    return ""
+
+
+def _error(status: int, message: str) -> web.Response:
+    error = {"message": message, "type": "BadRequestError" if status < 500 else "InternalServerError", "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+def _event(document: Document) -> bytes:
+    return b"data: %b\n\n" % json.dumps(document, separators=(",", ":")).encode()
+
+
+async def _open_stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    return response
+
+
+def _end_connection(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.close()
+    raise ConnectionResetError("scripted")
+
+
+@click.command(help="Run a simulated engine until it is interrupted.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+@click.option("--model", default="fake", show_default=True, help="Name under which the model is served.")
+@click.option("--tokens", default=16, show_default=True, help="Tokens of an answer without max_tokens.")
+@click.option("--ttft", default=0.0, show_default=True, help="Seconds to the first token.")
+@click.option("--itl", default=0.0, show_default=True, help="Seconds between tokens.")
+def main(host: str, port: int, **script: Any) -> None:
+    async def serve() -> None:
+        async with FakeEngine(Script(**script)).serving(host, port) as url:
+            click.echo(f"a simulated engine listens on {url}")
+            await asyncio.Event().wait()
+
+    uvloop.run(serve())
+
+
+if __name__ == "__main__":
+    main()

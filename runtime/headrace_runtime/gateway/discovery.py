@@ -1,0 +1,168 @@
+"""Which engines exist: given once (`FixedDiscovery`), or watched as pods of the deployment (`PodDiscovery`).
+
+Each way is a coroutine that calls `publish` with the complete set, first when it knows it and then whenever it changes.
+While the API server is away the last set stands: an engine that answers is not dropped because nobody can be asked
+about it. The only module of the runtime that imports the Kubernetes client. `endpoint_of` is pure.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from headrace_runtime.contract import (
+    COMPONENT_LABEL,
+    DEPLOYMENT_LABEL,
+    DRAINING_ANNOTATION,
+    ENGINE_PORT,
+    KV_LAYOUT_LABEL,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    Endpoint,
+    FixedDiscovery,
+)
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 300
+"""The server ends a watch after this; the client gives up a little later, so that a cut link is noticed."""
+BACKOFF_SECONDS = 0.5
+BACKOFF_LIMIT_SECONDS = 15.0
+LIST_SECONDS = 10.0
+GONE = 410
+
+Publish = Callable[[tuple[Endpoint, ...]], None]
+Pod = Mapping[str, Any]
+"""A pod as the API gives it, in JSON."""
+
+
+class WatchEndedError(Exception):
+    """The watch cannot go on; list again. `status` 410: the resource version is too old."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+async def publish_fixed(discovery: FixedDiscovery, publish: Publish) -> None:
+    """The engines never change. Runs until cancelled, as every discovery does."""
+    publish(discovery.endpoints)
+    await asyncio.Event().wait()
+
+
+async def watch_pods(api: client.ApiClient, namespace: str, deployment: str, publish: Publish) -> None:
+    """Runs until cancelled: list, watch from there, list again when the watch cannot go on."""
+    selector = f"{DEPLOYMENT_LABEL}={deployment},{COMPONENT_LABEL}=engine"
+    failures = 0
+    while True:
+        try:
+            async with aclosing(pod_sets(api, namespace, selector)) as sets:
+                async for pods in sets:
+                    failures = 0
+                    publish(endpoints_of(pods))
+        except (client.ApiException, aiohttp.ClientError, WatchEndedError, TimeoutError, OSError) as error:
+            failures += 1
+            log.warning("watching the engines' pods failed, the last known set stands: %s", _short(error))
+            limit = min(BACKOFF_SECONDS * 2**failures, BACKOFF_LIMIT_SECONDS)
+            await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
+
+
+async def pod_sets(api: client.ApiClient, namespace: str, selector: str) -> AsyncGenerator[dict[str, Pod], None]:
+    """The pods by name: once as listed, then after every event. Raises when the watch has to begin anew."""
+    core = client.CoreV1Api(api)
+    response = await core.list_namespaced_pod(
+        namespace, label_selector=selector, _preload_content=False, _request_timeout=LIST_SECONDS
+    )
+    listed = json.loads(await response.read())
+    pods: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in listed["items"]}
+    version: str = listed["metadata"]["resourceVersion"]
+    yield dict(pods)
+    while True:  # the server ends a watch in time; the next goes on where it ended
+        async with aclosing(_events(core, namespace, selector, version)) as events:
+            async for kind, pod in events:
+                version = pod["metadata"]["resourceVersion"]
+                if kind == "BOOKMARK":
+                    continue
+                if kind == "DELETED":
+                    pods.pop(pod["metadata"]["name"], None)
+                else:
+                    pods[pod["metadata"]["name"]] = pod
+                yield dict(pods)
+
+
+async def _events(
+    core: client.CoreV1Api, namespace: str, selector: str, version: str
+) -> AsyncGenerator[tuple[str, Pod], None]:
+    """One watch, until the server ends it. Raises WatchEndedError for an error event."""
+    response = await core.list_namespaced_pod(
+        namespace,
+        label_selector=selector,
+        resource_version=version,
+        watch=True,
+        allow_watch_bookmarks=True,
+        timeout_seconds=WATCH_SECONDS,
+        _preload_content=False,
+        _request_timeout=WATCH_SECONDS + LIST_SECONDS,
+    )
+    try:
+        if response.status != 200:
+            raise WatchEndedError(response.status, await response.text())
+        buffer = b""
+        async for data in response.content.iter_any():
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in filter(None, lines):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise WatchEndedError(event["object"].get("code", 0), event["object"].get("message", ""))
+                yield event["type"], event["object"]
+    finally:
+        response.close()
+
+
+def endpoints_of(pods: Mapping[str, Pod]) -> tuple[Endpoint, ...]:
+    found = (endpoint_of(pod) for pod in pods.values())
+    return tuple(sorted((endpoint for endpoint in found if endpoint is not None), key=lambda endpoint: endpoint.name))
+
+
+def endpoint_of(pod: Pod) -> Endpoint | None:
+    """The engine in a pod; None while it has no address or has ended, or where its labels are not an engine's."""
+    metadata, status = pod["metadata"], pod.get("status", {})
+    labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+    address = status.get("podIP")
+    role = labels.get(ROLE_LABEL)
+    if not address or status.get("phase") in ("Succeeded", "Failed") or role not in ("serve", "prefill", "decode"):
+        return None
+    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
+    host = f"[{address}]" if ":" in address else address
+    return Endpoint(
+        name=metadata["name"],
+        url=f"http://{host}:{ENGINE_PORT}",
+        role=role,
+        revision=labels.get(REVISION_LABEL, ""),
+        kv_layout=labels.get(KV_LAYOUT_LABEL, ""),
+        draining="deletionTimestamp" in metadata or DRAINING_ANNOTATION in annotations,
+        ready=conditions.get("Ready") == "True",
+    )
+
+
+async def watch_pods_in_cluster(namespace: str, deployment: str, publish: Publish) -> None:
+    """`watch_pods` with the pod's own service account. Raises ConfigException outside of a cluster."""
+    settings = client.Configuration()
+    config.load_incluster_config(client_configuration=settings)
+    async with client.ApiClient(settings) as api:
+        await watch_pods(api, namespace, deployment, publish)
+
+
+def _short(error: Exception) -> str:
+    """An API error's text holds the answer's headers and body: one line is enough."""
+    return (
+        f"{error.status} {error.reason}"
+        if isinstance(error, client.ApiException)
+        else f"{error}" or type(error).__name__
+    )

@@ -1,0 +1,94 @@
+"""The answers that the gateway writes itself: OpenAI-shaped errors, as a JSON body or as the last event of a stream.
+
+Pure. An engine's own errors are passed on as they came; these are for what never reached an engine, or never came back.
+"""
+
+import orjson
+
+from headrace_runtime.contract import RoleName
+
+RETRY_AFTER_SECONDS = 1
+
+
+class RequestError(Exception):
+    """One error answer: HTTP status and the fields of OpenAI's error object. Raised anywhere before the first token."""
+
+    def __init__(self, status: int, message: str, code: str, *, param: str | None = None, retry: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry = retry
+        """Whether the same request may well succeed a moment later: the answer then carries `Retry-After`."""
+
+    def body(self) -> bytes:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def event(self) -> bytes:
+        """The same as one server-sent event."""
+        return b"data: %b\n\n" % self.body()
+
+    def headers(self) -> list[tuple[str, str]]:
+        found = [("content-type", "application/json")]
+        if self.retry:
+            found.append(("retry-after", str(RETRY_AFTER_SECONDS)))
+        return found
+
+
+def malformed(message: str, param: str | None = None) -> RequestError:
+    return RequestError(400, message, "invalid_request", param=param)
+
+
+def unknown_model(model: str, served: str) -> RequestError:
+    message = f"The model `{model[:200]}` does not exist. This deployment serves `{served}`."
+    return RequestError(404, message, "model_not_found", param="model")
+
+
+def unknown_route(path: str) -> RequestError:
+    return RequestError(404, f"There is no route {path[:200]}.", "unknown_url")
+
+
+def method_not_allowed(method: str, path: str) -> RequestError:
+    return RequestError(405, f"{path} does not take {method[:20]}.", "method_not_allowed")
+
+
+def body_too_large(limit: int) -> RequestError:
+    return RequestError(413, f"The request body is larger than {limit} bytes.", "request_too_large")
+
+
+def head_too_large(limit: int) -> RequestError:
+    return RequestError(431, f"The request's head is larger than {limit} bytes.", "request_too_large")
+
+
+def too_slow(what: str, seconds: float) -> RequestError:
+    return RequestError(408, f"The request's {what} did not arrive within {seconds:g} s.", "request_timeout")
+
+
+def too_many_connections(limit: int) -> RequestError:
+    return RequestError(503, f"This gateway holds {limit} connections, its limit.", "overloaded", retry=True)
+
+
+def no_engine(canary: str | None) -> RequestError:
+    of = f" of revision {canary[:64]}" if canary else ""
+    return RequestError(503, f"No engine{of} is ready to answer.", "no_engine_ready", retry=True)
+
+
+def engines_failed(tries: int, cause: str) -> RequestError:
+    message = f"No engine gave a first token in {tries} tries; the last one: {cause}."
+    return RequestError(503, message, "engine_failed", retry=True)
+
+
+def transfer_failed(role: RoleName, cause: str) -> RequestError:
+    message = f"The KV transfer failed at the {role} engine ({cause}) and the deployment forbids to compute it again."
+    return RequestError(502, message, "kv_transfer_failed", retry=True)
+
+
+def stream_broken() -> RequestError:
+    """After the first token: what was sent stays, the stream ends with this event."""
+    return RequestError(500, "The engine was lost while it answered; the answer is incomplete.", "engine_lost")
+
+
+def internal() -> RequestError:
+    return RequestError(500, "The gateway failed on this request; its log names the cause.", "internal_error")

@@ -1,0 +1,404 @@
+"""The client side of the relay: HTTP/1.1 on the public port.
+
+Reads requests (bounded in size and time), gives each to its route's handler as a task, and writes the answer through an
+`Answer`. One request of a connection is served at a time; pipelined ones wait. A client that goes away cancels its
+handler. Knows nothing of engines or of OpenAI's API but the shape of its errors.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol, cast
+
+import httptools
+
+from headrace_runtime.gateway import errors
+from headrace_runtime.gateway.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 2.0
+"""How long a connection that is to be closed still reads: closing with unread bytes would destroy the answer under
+way."""
+REQUEST_ID_LENGTH = 128
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    connections: int = 10_000
+    head_bytes: int = 32 * 1024
+    body_bytes: int = 16 * 1024 * 1024
+    waiting_bytes: int = 64 * 1024
+    """Of requests that a client sends while an earlier one is being served."""
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    idle_seconds: float = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    """Names in lower case; of repeated ones the last."""
+    body: bytes
+    keep_alive: bool
+    http_1_0: bool
+
+
+class Source(Protocol):
+    """What fills an answer, and can be held back while the client reads slowly."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Answer:
+    """The answer to one request: either `send` once, or `start`, any number of `write`, `finish`."""
+
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "bytes_sent", "finished", "request_id", "source", "status")
+
+    def __init__(self, connection: "ClientConnection", request: Request) -> None:
+        self.request_id = _request_id(request.headers.get("x-request-id"))
+        self.status = 0
+        """0 until the head is written."""
+        self.finished = False
+        self.bytes_sent = 0
+        self.source: Source | None = None
+        self._connection = connection
+        self._keep_alive = request.keep_alive
+        self._chunked = not request.http_1_0
+
+    def send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """The whole answer."""
+        head = self._head(status, [*headers, ("content-length", str(len(body)))])
+        self._connection.write(head + body)
+        self.bytes_sent = len(body)
+        self._end()
+
+    def send_error(self, error: RequestError, headers: list[tuple[str, str]] | None = None) -> None:
+        self.send(error.status, [*error.headers(), *(headers or [])], error.body())
+
+    def start(self, status: int, headers: list[tuple[str, str]], first: bytes) -> None:
+        """Head and first piece of an answer of unknown length."""
+        if self._chunked:
+            headers = [*headers, ("transfer-encoding", "chunked")]
+        else:
+            self._keep_alive = False  # an HTTP/1.0 client knows the end by the connection's end
+        self._connection.write(self._head(status, headers))
+        self.write(first)
+
+    def write(self, data: bytes) -> None:
+        self.bytes_sent += len(data)
+        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finish(self) -> None:
+        if self._chunked:
+            self._connection.write(b"0\r\n\r\n")
+        self._end()
+
+    def close_after(self) -> None:
+        """Close the connection once this answer is written."""
+        self._keep_alive = False
+
+    def cut(self) -> None:
+        """End the connection without ending the answer: the client sees that it is incomplete."""
+        self.finished = True
+        self._connection.abort()
+
+    def _head(self, status: int, headers: list[tuple[str, str]]) -> bytes:
+        self.status = status
+        keep = self._keep_alive and not self._connection.closing
+        self._keep_alive = keep
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", f"x-request-id: {self.request_id}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        lines.append(f"connection: {'keep-alive' if keep else 'close'}\r\n\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+    def _end(self) -> None:
+        self.finished = True
+        self._connection.answered(self._keep_alive)
+
+
+Handler = Callable[[Request, Answer], Awaitable[None]]
+Routes = Mapping[str, Mapping[str, Handler]]
+"""Path → method → handler."""
+
+
+class Server:
+    """The public port. `routes` are served until `drain`."""
+
+    def __init__(self, routes: Routes, limits: Limits | None = None) -> None:
+        self.routes = routes
+        self.limits = limits or Limits()
+        self.draining = False
+        self.connections: set[ClientConnection] = set()
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._left = asyncio.Event()
+
+    def left(self, connection: "ClientConnection") -> None:
+        self.connections.discard(connection)
+        self._left.set()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Start; gives the port, which the system chooses where `port` is 0. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: ClientConnection(self), host, port, backlog=4096)
+        self._sweeper = asyncio.create_task(self._sweep())
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def drain(self, seconds: float) -> int:
+        """Accept nothing more, let answers end, close; gives how many were cut after `seconds`."""
+        self.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.connections):
+            connection.close_when_idle()
+        with contextlib.suppress(TimeoutError):  # the deadline is an answer: those still busy are counted and cut
+            async with asyncio.timeout(seconds):
+                while self.connections:
+                    self._left.clear()
+                    await self._left.wait()
+        cut = sum(connection.busy for connection in self.connections)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        return cut
+
+    async def _sweep(self) -> None:
+        """One timer for all connections costs less than one each."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            now = loop.time()
+            for connection in [one for one in self.connections if one.deadline < now]:
+                connection.expire()
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection: reading a request, serving one (`_answer`), or lingering before it closes."""
+
+    def __init__(self, server: Server) -> None:
+        self.closing = False
+        """No further request will be served on this connection."""
+        self.deadline = 0.0
+        self._server = server
+        self._limits = server.limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._ready: deque[Request] = deque()
+        self._waiting = bytearray()
+        self._answer: Answer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lingering = False
+        self._refusal: RequestError | None = None
+        self._in_body = False
+        self._head_bytes = 0
+        self._begin()
+
+    @property
+    def busy(self) -> bool:
+        return self._answer is not None
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def close_when_idle(self) -> None:
+        self.closing = True
+        if self._answer is None and not self._ready:
+            self._transport.close()
+
+    def answered(self, keep_alive: bool) -> None:
+        """Called by the answer at its end: serve the next request, or close."""
+        self._answer = None
+        if not keep_alive or self.closing or self._server.draining:
+            self._linger()
+            return
+        self._resume_reading()
+        self._set_deadline(self._limits.idle_seconds)
+        self._serve_next()
+        if self._answer is None and self._waiting:
+            waiting, self._waiting = bytes(self._waiting), bytearray()
+            self._feed(waiting)
+
+    def expire(self) -> None:
+        """The deadline has passed: of an idle or lingering connection, of a request's head or of its body."""
+        if self._lingering or (not self._head_bytes and not self._in_body):
+            self._transport.abort()
+        elif self._in_body:
+            self._refuse(errors.too_slow("body", self._limits.body_seconds))
+        else:
+            self._refuse(errors.too_slow("head", self._limits.head_seconds))
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._set_deadline(self._limits.head_seconds)
+        self._server.connections.add(self)
+        if len(self._server.connections) > self._limits.connections:
+            self._refuse(errors.too_many_connections(self._limits.connections))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.left(self)
+        self._answer = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if self._answer is None:
+            self._feed(data)
+            return
+        self._waiting += data
+        if len(self._waiting) > self._limits.waiting_bytes:
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        if self._answer is not None and self._answer.source is not None:
+            self._answer.source.pause()
+
+    def resume_writing(self) -> None:
+        if self._answer is not None and self._answer.source is not None:
+            self._answer.source.resume()
+
+    # httptools.HttpRequestParser
+
+    def on_message_begin(self) -> None:
+        self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._head_bytes = 0
+        self._set_deadline(self._limits.body_seconds)
+        length = self._headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._limits.body_bytes:
+            self._refusal = errors.body_too_large(self._limits.body_bytes)
+        elif self._headers.get("expect", "").lower() == "100-continue" and self._answer is None and not self._ready:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, piece: bytes) -> None:
+        self._body.append(piece)
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._limits.body_bytes:
+            self._refusal = errors.body_too_large(self._limits.body_bytes)
+            self._body.clear()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        method = self._parser.get_method().decode("latin-1")
+        old = self._parser.get_http_version() == "1.0"
+        keep_alive = self._parser.should_keep_alive()
+        path = self._url.partition(b"?")[0].decode("latin-1")
+        self._ready.append(Request(method, path, self._headers, b"".join(self._body), keep_alive, old))
+
+    # inside
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = self._loop.time() + seconds
+
+    def _feed(self, data: bytes) -> None:
+        if not self._in_body:
+            if not self._head_bytes:
+                self._set_deadline(self._limits.head_seconds)
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.closing = True  # the request itself is served, without the upgrade it offers
+        except httptools.HttpParserError as error:
+            self._refusal = self._refusal or errors.malformed(f"This is not an HTTP request: {error}.")
+        if self._ready:
+            self._head_bytes = 0
+        elif self._head_bytes > self._limits.head_bytes:
+            self._refusal = errors.head_too_large(self._limits.head_bytes)
+        if self._refusal is not None and not self._ready:
+            self._refuse(self._refusal)
+            return
+        self._serve_next()
+
+    def _serve_next(self) -> None:
+        if self._answer is not None or not self._ready:
+            return
+        request = self._ready.popleft()
+        self._answer = Answer(self, request)
+        self.deadline = float("inf")
+        self._task = self._loop.create_task(self._serve(request, self._answer))
+
+    async def _serve(self, request: Request, answer: Answer) -> None:
+        try:
+            await self._handler(request)(request, answer)
+        except RequestError as error:
+            answer.send_error(error)
+        except Exception:
+            log.exception("request %s failed", answer.request_id)
+            if answer.status:
+                answer.cut()
+            else:
+                answer.close_after()
+                answer.send_error(errors.internal())
+
+    def _handler(self, request: Request) -> Handler:
+        methods = self._server.routes.get(request.path)
+        if methods is None:
+            raise errors.unknown_route(request.path)
+        handler = methods.get(request.method)
+        if handler is None:
+            raise errors.method_not_allowed(request.method, request.path)
+        return handler
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer and close, whatever else the client is sending."""
+        answer = Answer(self, Request("", "", self._headers, b"", keep_alive=False, http_1_0=False))
+        answer.send_error(error)
+
+    def _linger(self) -> None:
+        """Send what is written, then wait for the client's end of the connection."""
+        self.closing = True
+        self._lingering = True
+        self._set_deadline(LINGER_SECONDS)
+        self._resume_reading()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def _resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+def _request_id(given: str | None) -> str:
+    """The client's own id where it is a plain word, else a new one: it goes into headers and logs."""
+    if (
+        given
+        and len(given) <= REQUEST_ID_LENGTH
+        and given.isascii()
+        and given.replace("-", "").replace("_", "").isalnum()
+    ):
+        return given
+    return secrets.token_hex(16)

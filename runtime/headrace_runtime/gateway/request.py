@@ -1,0 +1,160 @@
+"""What the gateway must know of a request, and the copies of it that go to a prefill and to a decode engine.
+
+Pure: bytes and values in, values and bytes out. Nothing is tokenised. A request that is not split reaches its engine
+byte for byte as the client sent it, so that every field an engine knows works without the gateway knowing it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from headrace_runtime.gateway import errors
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+BYTES_PER_TOKEN = 4
+
+Document = Mapping[str, Any]
+
+# What the prefill engine returns is read for its transfer parameters alone. Of the client's fields these would make
+# the copy invalid beside `max_tokens: 1` and `stream: false` (stream_options, min_tokens), cost something for nothing
+# (logprobs), or end the answer by another cause than its length (stop): only an answer capped by its length hands its
+# KV blocks over.
+_NOT_FOR_PREFILL = frozenset({"stream_options", "min_tokens", "logprobs", "top_logprobs", "stop", "stop_token_ids"})
+_ASK_FOR_TRANSFER = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One parsed request. `prompt_tokens` is an estimate unless the prompt came as token ids."""
+
+    path: str
+    body: bytes
+    document: Document = field(repr=False)
+    stream: bool
+    prompt_tokens: int
+    splittable: bool
+    canary: str | None = None
+
+
+def parse(path: str, body: bytes, served_name: str, canary: str | None = None) -> Facts:
+    """Read a body of `/v1/chat/completions` or `/v1/completions`. Raises RequestError (400, 404)."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise errors.malformed(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise errors.malformed("The body must be a JSON object.")
+    model = document.get("model")
+    if not isinstance(model, str):
+        raise errors.malformed("`model` must be given, as a string.", "model")
+    if model != served_name:
+        raise errors.unknown_model(model, served_name)
+    _refuse_transfer_fields(document)
+    stream = document.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise errors.malformed("`stream` must be true or false.", "stream")
+    return Facts(
+        path=path,
+        body=body,
+        document=document,
+        stream=bool(stream),
+        prompt_tokens=_chat_tokens(document) if path == CHAT else _prompt_tokens(document.get("prompt")),
+        splittable=_splittable(document),
+        canary=canary,
+    )
+
+
+def prefill_body(facts: Facts) -> bytes:
+    """The request that makes an engine compute the prompt and keep its KV blocks for another to fetch."""
+    copy = {key: value for key, value in facts.document.items() if key not in _NOT_FOR_PREFILL}
+    copy |= {"stream": False, "max_tokens": 1, "ignore_eos": True, "kv_transfer_params": _ASK_FOR_TRANSFER}
+    if facts.path == CHAT:
+        copy["max_completion_tokens"] = 1
+    return orjson.dumps(copy)
+
+
+def decode_body(facts: Facts, transfer: Document) -> bytes:
+    """The client's request, to be continued from transferred KV blocks.
+
+    It is always streamed, with its usage at the end: a transfer is given up when no token comes in time, and an
+    answer in one piece would not show its first token. `assemble.py` makes one piece of it where the client asked for
+    that.
+    """
+    copy = {**facts.document, "kv_transfer_params": transfer}
+    if not facts.stream:
+        copy |= {"stream": True, "stream_options": {"include_usage": True}}
+    return orjson.dumps(copy)
+
+
+def _refuse_transfer_fields(document: Document) -> None:
+    """A client must not name the host that an engine then fetches KV blocks from."""
+    if document.get("kv_transfer_params") is not None:
+        raise errors.malformed("`kv_transfer_params` is set by the gateway, not by clients.", "kv_transfer_params")
+    extra = document.get("vllm_xargs")
+    if isinstance(extra, dict) and "kv_transfer_params" in extra:
+        raise errors.malformed("`vllm_xargs` must not hold `kv_transfer_params`.", "vllm_xargs")
+
+
+def _text_tokens(text: str) -> int:
+    size = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    return size // BYTES_PER_TOKEN
+
+
+def _chat_tokens(document: Document) -> int:
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        return 0
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    texts = [content for content in contents if isinstance(content, str)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    texts += [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return sum(map(_text_tokens, texts))
+
+
+def _prompt_tokens(prompt: object) -> int:
+    if isinstance(prompt, str):
+        return _text_tokens(prompt)
+    if not isinstance(prompt, list) or not prompt:
+        return 0
+    if isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(map(_prompt_tokens, prompt))
+
+
+def _splittable(document: Document) -> bool:
+    """Whether prefill and decode may be two engines: one text prompt, one sequence, nothing asked about the prompt
+    itself.
+
+    Transferred blocks are freed after one reader, so several sequences of one prompt cannot share them; `echo` and
+    `prompt_logprobs` need the prompt computed where the answer is written; a forced tool call is parsed from the whole
+    answer, which one token is not.
+    """
+    if document.get("n") not in (None, 1) or document.get("best_of") not in (None, 1):
+        return False
+    if any(document.get(key) for key in ("use_beam_search", "echo", "prompt_embeds")):
+        return False
+    if document.get("prompt_logprobs") is not None or document.get("tool_choice") not in (None, "none", "auto"):
+        return False
+    return _one_text_prompt(document)
+
+
+def _one_text_prompt(document: Document) -> bool:
+    prompt = document.get("prompt")
+    if isinstance(prompt, list):
+        return bool(prompt) and (isinstance(prompt[0], int) or len(prompt) == 1)
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        return isinstance(prompt, str)
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)

@@ -1,0 +1,197 @@
+"""The gateway's process: wires its parts together, opens both ports, ends in order on SIGTERM.
+
+Called by `headrace_runtime gateway` and by `headrace_runtime local`. Reading order for the rest: `flow.py` (what
+happens to a request), `routing.py` and `request.py` (the decisions, pure), `http.py` and `upstream.py` (the two sides
+of the relay).
+"""
+
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import logging
+import resource
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import orjson
+import uvloop
+from aiohttp import web
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from headrace_runtime.contract import FixedDiscovery, GatewayContract, Place
+from headrace_runtime.gateway import errors
+from headrace_runtime.gateway.discovery import publish_fixed, watch_pods_in_cluster
+from headrace_runtime.gateway.fleet import Fleet
+from headrace_runtime.gateway.flow import Flow
+from headrace_runtime.gateway.health import watch_health
+from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
+from headrace_runtime.gateway.request import CHAT, COMPLETIONS
+from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
+from headrace_runtime.gateway.upstream import Pool
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 256
+"""Open files beside the connections: logs, the watch of the pods, the admin port."""
+
+
+def main(contract: GatewayContract, place: Place) -> None:
+    """Run until SIGTERM or SIGINT. Raises OSError where a port cannot be had."""
+    _raise_file_limit(2 * contract.max_connections + SPARE_FILES)
+    uvloop.run(_until_told(contract, place))
+
+
+async def _until_told(contract: GatewayContract, place: Place) -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    gateway = Gateway(contract, _listen_on(place.address))
+    async with gateway.running():
+        log.info("gateway %s serves %s on port %d", place.name, contract.deployment, gateway.port)
+        _spare_the_collector()
+        await gateway.until_failed(told)
+
+
+class Gateway:
+    """A gateway in the running event loop. `port` and `admin_port` are the real ones where the contract says 0."""
+
+    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1") -> None:
+        self._contract = contract
+        self._host = host
+        self.fleet = Fleet()
+        self.registry = CollectorRegistry()
+        self.port = self.admin_port = 0
+        self._pool = Pool()
+        self._tasks: list[asyncio.Task[None]] = []
+        access_log = standard_output() if contract.access_log else None
+        self._flow = Flow(contract, self.fleet, self._pool, Telemetry(self.registry, access_log))
+        self._server = Server(self._routes(), Limits(connections=contract.max_connections))
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.registry.register(FleetCollector(self.fleet))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve while the block runs, then drain."""
+        admin = web.AppRunner(self._admin(), access_log=None)
+        await admin.setup()
+        try:
+            site = web.TCPSite(admin, self._host, self._contract.admin_port)
+            await site.start()
+            self.admin_port = admin.addresses[0][1]
+            self.port = await self._server.listen(self._host, self._contract.port)
+            self._start(self._discover())
+            self._start(watch_health(self.fleet, self._pool))
+            yield
+            cut = await self._server.drain(self._contract.drain_seconds)
+            if cut:
+                log.warning("%d answers were cut after %s s of draining", cut, self._contract.drain_seconds)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._pool.close()
+            await admin.cleanup()
+
+    async def until_failed(self, told: asyncio.Event) -> None:
+        """Returns when `told` is set; raises what ended discovery or the health checks, which never end by
+        themselves."""
+        waiter = asyncio.create_task(told.wait())
+        done, _ = await asyncio.wait([waiter, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        for task in done - {waiter}:
+            await task
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    async def _discover(self) -> None:
+        contract, publish = self._contract, self.fleet.publish
+        if isinstance(contract.discovery, FixedDiscovery):
+            await publish_fixed(contract.discovery, publish)
+        else:
+            await watch_pods_in_cluster(contract.namespace, contract.deployment, publish)
+
+    # The public port
+
+    def _routes(self) -> Routes:
+        return {
+            CHAT: {"POST": self._flow},
+            COMPLETIONS: {"POST": self._flow},
+            "/v1/models": {"GET": self._models},
+            "/health": {"GET": self._health},
+        }
+
+    async def _models(self, request: Request, answer: Answer) -> None:
+        model = {"id": self._contract.served_name, "object": "model", "created": 0, "owned_by": "headrace"}
+        body = orjson.dumps({"object": "list", "data": [model]})
+        answer.send(200, [("content-type", "application/json")], body)
+
+    async def _health(self, request: Request, answer: Answer) -> None:
+        """200 while some engine can answer."""
+        if not any(slot.routable for slot in self.fleet.slots()):
+            raise errors.no_engine(None)
+        answer.send(200, [], b"")
+
+    # The admin port
+
+    def _admin(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/state", self._state)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        if self._server.draining:
+            return web.Response(status=503, text="draining\n")
+        if not self.fleet.discovered:
+            return web.Response(status=503, text="discovery has not answered yet\n")
+        return web.Response(text="ready\n")
+
+    async def _state(self, request: web.Request) -> web.Response:
+        engines = [
+            {
+                **slot.endpoint.model_dump(by_alias=True),
+                "healthy": slot.healthy,
+                "failures": slot.failures,
+                "load": slot.load,
+            }
+            for slot in self.fleet.slots()
+        ]
+        body = {"deployment": self._contract.deployment, "discovered": self.fleet.discovered, "engines": engines}
+        return web.Response(body=orjson.dumps(body), content_type="application/json")
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _listen_on(address: str) -> str:
+    """All addresses of the pod's family: `kubectl port-forward` comes over loopback. A loopback address alone otherwise."""
+    ip = ipaddress.ip_address(address)
+    if ip.is_loopback:
+        return address
+    return "0.0.0.0" if ip.version == 4 else "::"
+
+
+def _raise_file_limit(wanted: int) -> None:
+    """Each request holds two connections; the soft limit of a container is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("the limit of open files is %d, below the %d that max_connections may need", hard, wanted)
+        wanted = hard
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _spare_the_collector() -> None:
+    """What exists now lives as long as the process: the garbage collector need not look at it at every full pass."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,148 @@
+"""What the gateway tells of its requests: Prometheus series and one JSON line per request. Never a prompt, never an
+answer.
+
+Labels come from fixed sets (routes, outcomes, causes), so that no client can make series. `Record` is filled by
+`flow.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headrace_runtime.gateway.fleet import Fleet
+
+Outcome = Literal["answered", "refused", "failed", "broken", "left"]
+"""answered: a complete answer of an engine · refused: the client's fault (4xx) · failed: no first token (5xx) ·
+broken: lost after the first token · left: the client went away."""
+
+TransferResult = Literal["completed", "given_up"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(slots=True)
+class Record:
+    """One request, as far as it has come. Times are of the monotonic clock, in seconds."""
+
+    request_id: str
+    path: str
+    began: float
+    stream: bool = False
+    prompt_tokens: int = 0
+    revision: str = ""
+    prefill: str = ""
+    decode: str = ""
+    tries: int = 0
+    first_token: float | None = None
+    status: int = 0
+    outcome: Outcome = "failed"
+    bytes_sent: int = 0
+
+
+class Telemetry:
+    def __init__(self, registry: CollectorRegistry, access_log: BinaryIO | None = None) -> None:
+        self._access_log = access_log
+        self._requests = Counter(
+            "headrace_gateway_requests",
+            "Requests by route, status and outcome",
+            ["route", "code", "outcome"],
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "headrace_gateway_time_to_first_token_seconds",
+            "From the complete request to the first token of a streamed answer",
+            ["split"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "headrace_gateway_request_duration_seconds",
+            "From the complete request to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("headrace_gateway_requests_in_flight", "Requests being served", registry=registry)
+        self._retries = Counter(
+            "headrace_gateway_retries",
+            "Tries that gave no first token, by phase and cause",
+            ["phase", "cause"],
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "headrace_gateway_prefill_fallbacks",
+            "Requests whose prompt the decode engine computed since prefill or transfer failed",
+            ["cause"],
+            registry=registry,
+        )
+        self._transfers = Counter(
+            "headrace_gateway_transfers",
+            "Answers asked to start from transferred KV blocks",
+            ["result"],
+            registry=registry,
+        )
+
+    def retried(self, phase: str, cause: str) -> None:
+        self._retries.labels(phase, cause).inc()
+
+    def fell_back(self, cause: str) -> None:
+        self._fallbacks.labels(cause).inc()
+
+    def transferred(self, result: TransferResult) -> None:
+        self._transfers.labels(result).inc()
+
+    def finished(self, record: Record, now: float) -> None:
+        self._requests.labels(record.path, str(record.status), record.outcome).inc()
+        self._duration.labels(record.path).observe(now - record.began)
+        if record.first_token is not None and record.stream:
+            self._ttft.labels("yes" if record.prefill else "no").observe(record.first_token - record.began)
+        if self._access_log is not None:
+            self._access_log.write(_line(record, now))
+            self._access_log.flush()
+
+
+class FleetCollector(Collector):
+    """Engines by role and state, read when scraped."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> list[Metric]:
+        engines = GaugeMetricFamily("headrace_gateway_engines", "Engines by role and state", labels=["role", "state"])
+        counts: dict[tuple[str, str], int] = {}
+        for slot in self._fleet.slots():
+            endpoint = slot.endpoint
+            state = "draining" if endpoint.draining else "routable" if slot.routable else "out"
+            counts[endpoint.role, state] = counts.get((endpoint.role, state), 0) + 1
+        for labels, count in counts.items():
+            engines.add_metric(list(labels), count)
+        return [engines]
+
+
+def standard_output() -> BinaryIO:
+    return sys.stdout.buffer
+
+
+def _line(record: Record, now: float) -> bytes:
+    first = record.first_token
+    line = {
+        "request_id": record.request_id,
+        "route": record.path,
+        "status": record.status,
+        "outcome": record.outcome,
+        "stream": record.stream,
+        "prompt_tokens_estimated": record.prompt_tokens,
+        "revision": record.revision,
+        "prefill": record.prefill,
+        "decode": record.decode,
+        "tries": record.tries,
+        "ttft_ms": None if first is None else round((first - record.began) * 1e3, 1),
+        "duration_ms": round((now - record.began) * 1e3, 1),
+        "bytes": record.bytes_sent,
+    }
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

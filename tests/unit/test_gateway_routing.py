@@ -1,0 +1,163 @@
+"""Which engine serves a request."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace_runtime.contract import Endpoint, RoleName
+from headrace_runtime.gateway.routing import Choice, Engine, Need, Policy, rank
+
+
+def engine(name: str, role: RoleName = "decode", revision: str = "a", load: int = 0, **fields: object) -> Engine:
+    healthy = bool(fields.pop("healthy", True))
+    endpoint = Endpoint.model_validate({"name": name, "url": "http://e", "role": role, "revision": revision, **fields})
+    return Engine(endpoint, healthy, load)
+
+
+def names(choices: tuple[Choice, ...]) -> list[tuple[str, str | None]]:
+    return [(choice.decode.name, choice.prefill.name if choice.prefill else None) for choice in choices]
+
+
+SPLIT = Need(split=True)
+
+engines_strategy = st.lists(
+    st.builds(
+        engine,
+        name=st.sampled_from([f"e{index}" for index in range(12)]),
+        role=st.sampled_from(["serve", "prefill", "decode"]),
+        revision=st.sampled_from(["a", "b"]),
+        kv_layout=st.sampled_from(["x", "y"]),
+        load=st.integers(0, 3),
+        draining=st.booleans(),
+        ready=st.booleans(),
+        healthy=st.booleans(),
+    ),
+    max_size=12,
+    unique_by=lambda engine: engine.endpoint.name,
+)
+needs_strategy = st.builds(
+    Need,
+    split=st.booleans(),
+    canary=st.sampled_from([None, "a", "b"]),
+    tried=st.frozensets(st.sampled_from([f"e{index}" for index in range(12)]), max_size=3),
+    avoid=st.frozensets(st.sampled_from([f"e{index}" for index in range(12)]), max_size=3),
+)
+policies = st.sampled_from(["LeastLoaded", "RoundRobin"])
+
+
+def test_no_engine_gives_no_choice() -> None:
+    assert rank(Need(), []) == ()
+
+
+@given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
+def test_chooses_only_engines_that_can_take_a_request(
+    need: Need, engines: list[Engine], policy: Policy, turn: int
+) -> None:
+    state = {one.endpoint.name: one for one in engines}
+    for choice in rank(need, engines, policy, turn):
+        for endpoint in filter(None, (choice.decode, choice.prefill)):
+            assert state[endpoint.name].healthy
+            assert endpoint.ready
+            assert not endpoint.draining
+            assert need.canary in (None, endpoint.revision)
+
+
+@given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
+def test_pairs_only_engines_that_can_read_each_others_blocks(
+    need: Need, engines: list[Engine], policy: Policy, turn: int
+) -> None:
+    for choice in rank(need, engines, policy, turn):
+        if choice.prefill is not None:
+            assert need.split
+            assert (choice.prefill.role, choice.decode.role) == ("prefill", "decode")
+            assert choice.prefill.revision == choice.decode.revision
+            assert choice.prefill.kv_layout == choice.decode.kv_layout
+
+
+@given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
+def test_never_asks_an_engine_twice_unless_it_is_the_only_one(
+    need: Need, engines: list[Engine], policy: Policy, turn: int
+) -> None:
+    choices = rank(need, engines, policy, turn)
+    again = [choice for choice in choices if choice.decode.name in need.tried]
+    assert not again or len(choices) == 1
+    assert all(choice.prefill is None or choice.prefill.name not in need.tried for choice in choices)
+
+
+@given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
+def test_finds_a_choice_wherever_an_untried_engine_is_usable(
+    need: Need, engines: list[Engine], policy: Policy, turn: int
+) -> None:
+    usable = [
+        one
+        for one in engines
+        if one.healthy
+        and one.endpoint.ready
+        and not one.endpoint.draining
+        and need.canary in (None, one.endpoint.revision)
+    ]
+    untried = [one for one in usable if one.endpoint.name not in need.tried]
+    assert bool(rank(need, engines, policy, turn)) == bool(untried or len(usable) == 1)
+
+
+@given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
+def test_the_order_of_discovery_does_not_matter(need: Need, engines: list[Engine], policy: Policy, turn: int) -> None:
+    assert rank(need, engines, policy, turn) == rank(need, engines[::-1], policy, turn)
+
+
+def test_a_short_prompt_goes_straight_to_decode() -> None:
+    assert names(rank(Need(split=False), [engine("d"), engine("p", "prefill")])) == [("d", None)]
+
+
+def test_a_long_prompt_takes_the_least_loaded_pair() -> None:
+    engines = [
+        engine("d1", load=2),
+        engine("d2", load=1),
+        engine("p1", "prefill", load=4),
+        engine("p2", "prefill", load=3),
+    ]
+    assert names(rank(SPLIT, engines)) == [("d2", "p2"), ("d1", "p2")]
+
+
+def test_a_prefill_engine_writes_tokens_when_decode_is_missing() -> None:
+    assert names(rank(SPLIT, [engine("p", "prefill"), engine("d", healthy=False)])) == [("p", None)]
+
+
+def test_a_rollout_keeps_long_prompts_on_the_revision_with_both_roles() -> None:
+    engines = [engine("new-d", revision="b"), engine("old-d", load=5), engine("old-p", "prefill", load=5)]
+    assert names(rank(SPLIT, engines)) == [("old-d", "old-p"), ("new-d", None)]
+
+
+def test_a_canary_stays_on_its_revision() -> None:
+    engines = [
+        engine("old-d"),
+        engine("old-p", "prefill"),
+        engine("new-d", revision="b"),
+        engine("new-p", "prefill", "b"),
+    ]
+    assert names(rank(Need(split=True, canary="b"), engines)) == [("new-d", "new-p")]
+    assert rank(Need(canary="c"), engines) == ()
+
+
+def test_aggregated_engines_are_never_split() -> None:
+    assert names(rank(SPLIT, [engine("s", "serve"), engine("p", "prefill")])) == [("s", None)]
+
+
+def test_an_engine_to_avoid_comes_last_but_stays_a_choice() -> None:
+    need = Need(avoid=frozenset({"d1"}))
+    assert names(rank(need, [engine("d1"), engine("d2", load=9)])) == [("d2", None), ("d1", None)]
+    assert names(rank(need, [engine("d1")])) == [("d1", None)]
+
+
+def test_round_robin_takes_every_engine_in_turn() -> None:
+    engines = [engine("d1", load=9), engine("d2"), engine("p1", "prefill"), engine("p2", "prefill")]
+    taken = [names(rank(SPLIT, engines, "RoundRobin", turn))[0] for turn in range(4)]
+    assert taken == [("d1", "p1"), ("d2", "p2"), ("d1", "p1"), ("d2", "p2")]
+
+
+def test_equally_loaded_engines_take_turns() -> None:
+    engines = [engine("d1"), engine("d2"), engine("d3")]
+    assert {names(rank(Need(), engines, turn=turn))[0] for turn in range(3)} == {
+        ("d1", None),
+        ("d2", None),
+        ("d3", None),
+    }
