@@ -1,7 +1,7 @@
 """Every name that the operator gives: children, labels, annotations, field manager, ports.
 
-A literal of this kind stands here and nowhere else. Pure; called by desired, observe, status and the tests. The labels that
-the runtime reads too come from the contract, so that both sides spell them alike.
+A literal of this kind stands here and nowhere else. Pure; called by desired, observe, status and the tests. The labels
+that the runtime reads too come from the contract, so that both sides spell them alike.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ NAME_LIMIT = 63
 def child(deployment: str, *parts: str) -> str:
     """A DNS label for a child: `deployment-part-part`, cut and given a hash when it would pass 63 characters.
 
-    The parts are kept whole, since they tell the children of one deployment apart; the deployment's name is what is cut.
+    The parts are kept whole, since they tell the children of one deployment apart; the deployment's name is what is
+    cut.
     """
     tail = "".join(f"-{part}" for part in parts)
     if len(deployment) + len(tail) <= NAME_LIMIT:
@@ -41,6 +42,27 @@ def child(deployment: str, *parts: str) -> str:
     digest = hashlib.sha256(deployment.encode()).hexdigest()[:8]
     room = NAME_LIMIT - len(tail) - len(digest) - 1
     return f"{deployment[:room].rstrip('-.')}-{digest}{tail}"
+
+
+def label(deployment: str) -> str:
+    """The value of the deployment's label on its children: the name, cut like a child's where it is longer than a
+    label."""
+    return child(deployment)
+
+
+def selector(deployment: str, component: str) -> dict[str, str]:
+    """Labels that choose the pods of one component of a deployment."""
+    return {DEPLOYMENT: label(deployment), COMPONENT: component}
+
+
+def gateway_url(namespace: str, deployment: str) -> str:
+    """Where clients inside the cluster reach the gateway."""
+    return f"http://{service(deployment)}.{namespace}.svc"
+
+
+def ray_address(namespace: str, deployment: str) -> str:
+    """host:port of the Ray head's control store."""
+    return f"{head(deployment)}.{namespace}.svc:{contract.RAY_PORT}"
 
 
 def service(deployment: str) -> str:

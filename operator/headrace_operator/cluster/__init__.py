@@ -1,0 +1,88 @@
+"""The operator's door to the world: one Kubernetes API (`Cluster`) and the runtime's own HTTP (`Runtime`).
+
+Everything above speaks to these two protocols, in plain dictionaries. `client.py` and `runtime.py` are the real ones,
+`fake.py` holds both in memory. A call that fails raises `ClusterError`; what is merely absent is None.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace_operator import names
+from headrace_operator.state import Canary, CanaryAnswer, Object, Ref
+from headrace_runtime.contract import NodeState
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of object and where it lives in the API."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """The path of a namespaced object, of its subresource, or (without a name) of the collection."""
+        root = "/apis" if "/" in self.api_version else "/api"
+        return "/".join(
+            p for p in (root, self.api_version, "namespaces", namespace, self.plural, name, subresource) if p
+        )
+
+
+INFERENCE_DEPLOYMENT = Kind(names.API_VERSION, names.KIND, names.PLURAL)
+POD = Kind("v1", "Pod", "pods")
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+SERVICE = Kind("v1", "Service", "services")
+SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+SECRET = Kind("v1", "Secret", "secrets")
+EVENT = Kind("v1", "Event", "events")
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+
+OWNED = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, SERVICE, DEPLOYMENT, POD)
+"""Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
+
+KINDS = {kind.kind: kind for kind in (*OWNED, INFERENCE_DEPLOYMENT, SECRET, EVENT)}
+
+
+def kind_of(obj: Object) -> Kind:
+    """The table's entry for an object. KeyError: a kind that the operator has no business with."""
+    return KINDS[obj["kind"]]
+
+
+class Cluster(Protocol):
+    """One Kubernetes API server. Nothing is cached behind it."""
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """The object, or None where there is none."""
+
+    async def list_owned(self, ref: Ref) -> list[Object]:
+        """All objects of the `OWNED` kinds with the deployment's label, whoever owns them. All kinds or an error."""
+
+    async def apply(self, obj: Object) -> Object:
+        """Server-side apply, our field manager, forced. Returns the object as the server keeps it."""
+
+    async def create_once(self, obj: Object) -> bool:
+        """Create; False where it existed already. Never reads or overwrites."""
+
+    async def delete(self, obj: Object) -> None:
+        """Delete exactly this object (same uid), in the background. Gone already is fine."""
+
+    async def apply_status(self, ref: Ref, status: Object) -> None:
+        """Write the whole status of the InferenceDeployment; fields not in it are given up."""
+
+    async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
+        """Post an Event (`Normal` or `Warning`) about the InferenceDeployment."""
+
+    async def pod_events(self, namespace: str, pod: str) -> list[Object]:
+        """Warnings about one pod, oldest first."""
+
+
+class Runtime(Protocol):
+    """The runtime's processes, asked over HTTP, each call with its own short deadline."""
+
+    async def node_state(self, address: str) -> NodeState | None:
+        """What the agent at this pod address says of itself. None: no usable answer in time."""
+
+    async def canary(self, url: str, question: Canary) -> CanaryAnswer:
+        """Ask one real question through the gateway. A failure is an answer too; this never raises."""

@@ -1,0 +1,46 @@
+"""The complete set of objects that a plan asks for, as plain dictionaries, in the order in which they are applied.
+Pure.
+
+Always whole objects, built from the spec and never from what a server returned: a field left out is a field given up.
+Called by reconcile and by the `plan` command. The Ray token is not in the set, since its value must not be derivable.
+"""
+
+from headrace_operator import names
+from headrace_operator.api.effective import effective_roles
+from headrace_operator.desired import engine, gateway, head
+from headrace_operator.state import Object, Observed, Plan, Subject
+
+
+def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
+    """Everything that shall exist after this step and that the current spec describes."""
+    roles = {role.name: role for role in effective_roles(subject.spec)}
+    return [
+        head.contract_map(subject),
+        head.service(subject),
+        *(engine.contract_map(subject, role, plan.revision) for role in roles.values()),
+        *gateway.objects(subject),
+        *([head.pod(subject, plan)] if plan.head else []),
+        *(
+            engine.pod(subject, role, plan.revision, s.index)
+            for s in plan.slots
+            for role in roles.values()
+            if role.name == s.role
+        ),
+    ]
+
+
+def kept(plan: Plan, observed: Observed) -> frozenset[tuple[str, str]]:
+    """Objects of earlier revisions that must not go yet, by kind and name: pods, and the contracts of pods still
+    there."""
+    engines = observed.engines()
+    contracts = {
+        name
+        for (kind, name), obj in observed.children.items()
+        if kind == "ConfigMap" and any(_labelled(obj, pod.role, pod.revision) for pod in engines)
+    }
+    return frozenset({*(("Pod", name) for name in plan.keep), *(("ConfigMap", name) for name in contracts)})
+
+
+def _labelled(obj: Object, role: str, revision: str) -> bool:
+    labels = obj["metadata"].get("labels", {})
+    return bool(role) and labels.get(names.ROLE) == role and labels.get(names.REVISION) == revision

@@ -1,0 +1,192 @@
+"""`Cluster` over the official Kubernetes client, and the only module that imports it.
+
+Objects stay plain dictionaries: requests go through the client's own serialiser (authentication, TLS, proxies) but past
+its generated models, which would cost tens of megabytes and lose fields they do not know. Every call has a deadline.
+"""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import ConfigException
+from kubernetes.aio.config.incluster_config import load_incluster_config
+from kubernetes.aio.config.kube_config import load_kube_config
+
+from headrace_operator import names
+from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, OWNED, POD, Kind, kind_of
+from headrace_operator.errors import ClusterError, Conflict, SettingsError, Unreachable
+from headrace_operator.state import Object, Ref
+
+APPLY = "application/apply-patch+yaml"
+JSON = "application/json"
+DEADLINE_SECONDS = 15.0
+
+
+class KubernetesCluster:
+    """One API server. Use as an async context manager, or call `close`."""
+
+    def __init__(self, api: ApiClient, *, instance: str = names.OPERATOR) -> None:
+        self._api = api
+        self._instance = instance
+
+    @classmethod
+    async def connect(cls, *, instance: str = names.OPERATOR) -> Self:
+        """With the pod's service account, or else with the kubeconfig (`KUBECONFIG`, `~/.kube/config`).
+
+        `instance` is what Events name as their reporter. SettingsError: neither is there, or neither is usable.
+        """
+        configuration = Configuration()
+        try:
+            load_incluster_config(client_configuration=configuration)
+        except ConfigException:
+            try:
+                await load_kube_config(client_configuration=configuration)
+            except (ConfigException, OSError) as error:
+                raise SettingsError(f"no Kubernetes API: not in a pod, and no usable kubeconfig ({error})") from error
+        return cls(ApiClient(configuration), instance=instance)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        try:
+            return await self._call("GET", kind.path(namespace, name))
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list_owned(self, ref: Ref) -> list[Object]:
+        selector = f"{names.DEPLOYMENT}={names.label(ref.name)}"
+        answers = await asyncio.gather(*(self._list(kind, ref.namespace, labelSelector=selector) for kind in OWNED))
+        return [obj for objects in answers for obj in objects]
+
+    async def _list(self, kind: Kind, namespace: str, **query: str) -> list[Object]:
+        answer = await self._call("GET", kind.path(namespace), query)
+        items: list[Object] = answer.get("items") or []
+        # Items of a list do not name their kind; everything above tells objects apart by it.
+        return [{"apiVersion": kind.api_version, "kind": kind.kind} | item for item in items]
+
+    async def apply(self, obj: Object) -> Object:
+        meta = obj["metadata"]
+        return await self._apply(kind_of(obj).path(meta["namespace"], meta["name"]), obj)
+
+    async def apply_status(self, ref: Ref, status: Object) -> None:
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            # The uid is a precondition: a later object of the same name must not get this one's status.
+            "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
+            "status": status,
+        }
+        await self._apply(INFERENCE_DEPLOYMENT.path(ref.namespace, ref.name, "status"), body)
+
+    async def _apply(self, path: str, body: Object) -> Object:
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._call("PATCH", path, query, body, content_type=APPLY)
+
+    async def create_once(self, obj: Object) -> bool:
+        query = {"fieldManager": names.FIELD_MANAGER}
+        try:
+            await self._call("POST", kind_of(obj).path(obj["metadata"]["namespace"]), query, obj)
+        except Conflict:
+            return False
+        return True
+
+    async def delete(self, obj: Object) -> None:
+        meta = obj["metadata"]
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": meta["uid"]},
+        }
+        try:
+            await self._call("DELETE", kind_of(obj).path(meta["namespace"], meta["name"]), body=options)
+        except ClusterError as error:
+            # 404: gone already. 409: the uid is another one, so ours is gone too.
+            if error.status not in (404, 409):
+                raise
+
+    async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
+        now = datetime.now(UTC)
+        stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {
+            "apiVersion": EVENT.api_version,
+            "kind": EVENT.kind,
+            "metadata": {"generateName": f"{ref.name[:50]}-", "namespace": ref.namespace},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": ref.name,
+                "namespace": ref.namespace,
+                "uid": ref.uid,
+            },
+            "type": event_type,
+            "reason": reason,
+            "message": message[:1000],
+            "source": {"component": names.OPERATOR},
+            "reportingComponent": f"{names.GROUP}/{names.OPERATOR}",
+            "reportingInstance": self._instance,
+            "firstTimestamp": stamp,
+            "lastTimestamp": stamp,
+            "count": 1,
+        }
+        await self._call("POST", EVENT.path(ref.namespace), {"fieldManager": names.FIELD_MANAGER}, body)
+
+    async def pod_events(self, namespace: str, pod: str) -> list[Object]:
+        fields = f"involvedObject.kind={POD.kind},involvedObject.name={pod},type=Warning"
+        events = await self._list(EVENT, namespace, fieldSelector=fields)
+        return sorted(events, key=lambda e: str(e.get("lastTimestamp") or e["metadata"].get("creationTimestamp") or ""))
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Object | None = None,
+        *,
+        content_type: str = JSON,
+    ) -> Object:
+        """One request. Raises Unreachable, Conflict or ClusterError; the answer of a success is always an object."""
+        call = f"{method} {path}"
+        _, url, headers, payload, _ = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": JSON, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
+        try:
+            response = await self._api.call_api(method, url, headers, payload, _request_timeout=timeout)
+            raw = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(call, 0, type(error).__name__, str(error)) from error
+        answer = _decoded(raw)
+        if 200 <= response.status < 300:
+            return answer
+        failure = Conflict if response.status == 409 else ClusterError
+        raise failure(
+            call, response.status, answer.get("reason", ""), answer.get("message", raw[:200].decode(errors="replace"))
+        )
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

@@ -1,0 +1,92 @@
+"""`Runtime` over HTTP: the agents' state and the canary. Called by observe and reconcile; a failure is an answer.
+
+Neither asks Ray anything: state is read from agents, since a call to Ray can block for as long as its head is away.
+"""
+
+from http import HTTPStatus
+from typing import Any, Self
+
+import aiohttp
+from pydantic import ValidationError
+
+from headrace_operator.state import Canary, CanaryAnswer
+from headrace_runtime.contract import AGENT_PORT, NodeState
+
+STATE_SECONDS = 1.5
+CANARY_SECONDS = 30.0
+
+
+class HttpRuntime:
+    """One connection pool for all agents and gateways. Use as an async context manager, or call `close`."""
+
+    def __init__(self, *, agent_port: int = AGENT_PORT) -> None:
+        self._agent_port = agent_port
+        # A pod's address is soon another pod's: connections are not kept.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, force_close=True))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def node_state(self, address: str) -> NodeState | None:
+        host = f"[{address}]" if ":" in address else address
+        try:
+            async with self._session.get(
+                f"http://{host}:{self._agent_port}/state", timeout=aiohttp.ClientTimeout(total=STATE_SECONDS)
+            ) as response:
+                if response.status != HTTPStatus.OK:
+                    return None
+                return NodeState.model_validate_json(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+            return None
+
+    async def canary(self, url: str, question: Canary) -> CanaryAnswer:
+        body = {
+            "model": question.served_name,
+            "messages": [{"role": "user", "content": " ".join(["hello"] * question.words)}],
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        try:
+            async with self._session.post(
+                f"{url}/v1/chat/completions",
+                json=body,
+                headers={"x-headrace-canary": question.revision},
+                timeout=aiohttp.ClientTimeout(total=CANARY_SECONDS),
+            ) as response:
+                if response.status != HTTPStatus.OK:
+                    return CanaryAnswer(failure=f"the gateway answered {response.status}{await _why(response)}")
+                # The whole answer counts: headers come before the first token.
+                await response.read()
+                return _judge(question, response.headers)
+        except TimeoutError:
+            return CanaryAnswer(failure=f"no answer from the gateway within {CANARY_SECONDS:.0f} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return CanaryAnswer(failure=f"the gateway was not reached ({type(error).__name__})")
+
+
+def _judge(question: Canary, headers: Any) -> CanaryAnswer:
+    revision = headers.get("x-headrace-revision", "")
+    decode, prefill = headers.get("x-headrace-decode", ""), headers.get("x-headrace-prefill", "")
+    if revision != question.revision:
+        return CanaryAnswer(
+            decode, prefill, f"revision {revision or 'unknown'} answered instead of {question.revision}"
+        )
+    if question.split and not prefill:
+        return CanaryAnswer(decode, prefill, f"{decode or 'an engine'} answered without any prefill engine")
+    return CanaryAnswer(decode, prefill)
+
+
+async def _why(response: aiohttp.ClientResponse) -> str:
+    """The message of an OpenAI-shaped error body, if there is one."""
+    try:
+        answer = await response.json(content_type=None)
+        return f": {str(answer['error']['message'])[:200]}"
+    except (ValueError, KeyError, TypeError, aiohttp.ClientError):
+        return ""

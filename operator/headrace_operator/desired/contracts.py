@@ -1,0 +1,172 @@
+"""The contracts that runtime processes start from, and the ConfigMaps that carry them. Pure.
+
+Written without fields that have their default: an engine image that is older than the operator must be able to read
+what it is given, and refuses fields that it does not know.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+
+from headrace_operator import names
+from headrace_operator.api.effective import EffectiveRole, effective_roles
+from headrace_operator.desired.metadata import metadata
+from headrace_operator.state import Object, Subject
+from headrace_runtime import contract
+
+
+def node(subject: Subject, role: EffectiveRole, revision: str) -> contract.NodeContract:
+    """For the agents of one role."""
+    spec = subject.spec
+    return contract.NodeContract(
+        namespace=subject.ref.namespace,
+        deployment=names.label(subject.name),
+        revision=revision,
+        role=role.name,
+        model=_model(subject),
+        engine=_engine(subject, role),
+        ray=contract.RayNode(address=names.ray_address(subject.ref.namespace, subject.name)),
+        backoff=contract.Backoff(
+            base_seconds=spec.recovery.backoff.base.seconds,
+            max_seconds=spec.recovery.backoff.max.seconds,
+            max_restarts=spec.recovery.max_restarts,
+        ),
+        drain_seconds=spec.drain.timeout.seconds,
+    )
+
+
+def head(subject: Subject) -> contract.HeadContract:
+    """For the Ray head."""
+    backend = subject.spec.ray.gcs.backend
+    return contract.HeadContract(
+        namespace=subject.ref.namespace,
+        deployment=names.label(subject.name),
+        gcs="Memory" if backend == "Memory" else "RocksDB",
+    )
+
+
+def gateway(subject: Subject) -> contract.GatewayContract:
+    """For the gateway's pods."""
+    spec = subject.spec
+    policy = spec.gateway.routing.policy
+    return contract.GatewayContract(
+        namespace=subject.ref.namespace,
+        deployment=names.label(subject.name),
+        served_name=subject.served_name,
+        routing="RoundRobin" if policy == "RoundRobin" else "LeastLoaded",
+        min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
+        on_transfer_failure=spec.disaggregation.on_transfer_failure,
+    )
+
+
+def local(subject: Subject, revision: str) -> contract.LocalContract:
+    """The whole deployment as processes of one machine: every engine of every role, no Ray token, plain folders.
+
+    ValueError: the model is in a volume claim, which only a cluster has.
+    """
+    folder = node_folder(subject.spec.model.source)
+    if folder is None:
+        raise ValueError("spec.model.source: processes of one machine need a folder of it, node:///absolute/path")
+    nodes = []
+    for role in effective_roles(subject.spec):
+        written = node(subject, role, revision)
+        model = written.model.model_copy(update={"path": folder})
+        ray = contract.RayNode(address=f"127.0.0.1:{contract.RAY_PORT}", token_file=None)
+        nodes += [written.model_copy(update={"model": model, "ray": ray})] * role.replicas
+    return contract.LocalContract(
+        head=head(subject).model_copy(update={"token_file": None}), nodes=tuple(nodes), gateway=gateway(subject)
+    )
+
+
+def pinned_digest(children: Mapping[tuple[str, str], Object], reported: str | None, source: str) -> str | None:
+    """The digest that was reported for a model, if it is still this model.
+
+    A status does not say which source its digest is of; the contracts of the engines do. None: pin what is found next.
+    """
+    if reported is None:
+        return None
+    for (kind, _), obj in children.items():
+        text = obj.get("data", {}).get(contract.CONTRACT_FILE) if kind == "ConfigMap" else None
+        if text is not None and json.loads(text).get("model", {}).get("source") == source:
+            return reported
+    return None
+
+
+def node_folder(source: str) -> str | None:
+    """The folder of a `node://` source."""
+    return source.removeprefix("node://") if source.startswith("node://") else None
+
+
+def config_map(subject: Subject, name: str, component: str, value: contract.Frozen, labels: dict[str, str]) -> Object:
+    """The ConfigMap that carries a contract."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(subject.ref, name, component, labels),
+        "data": {contract.CONTRACT_FILE: serialise(value)},
+    }
+
+
+def serialise(value: contract.Frozen) -> str:
+    """A contract as it is written: kind and version first, what was set after them, always in the same order."""
+    said = value.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"kind", "version"})
+    marks = value.model_dump(mode="json", include={"kind", "version"})
+    return json.dumps({**marks, **said}, indent=1, ensure_ascii=False) + "\n"
+
+
+def fingerprint(value: contract.Frozen) -> str:
+    """Changes when the contract does."""
+    return hashlib.sha256(serialise(value).encode()).hexdigest()[:16]
+
+
+def kv_layout(subject: Subject, role: EffectiveRole) -> str:
+    """A hash of what decides the shape of KV blocks. Engines exchange blocks only where it is the same.
+
+    Tensor parallelism is not in it: NIXL moves blocks between engines of different sizes.
+    """
+    shape = (
+        subject.spec.model.source,
+        role.engine.dtype,
+        role.engine.quantization,
+        subject.spec.kv_cache.dtype,
+        role.engine.extra_args.get("block-size"),
+    )
+    return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:10]
+
+
+def _model(subject: Subject) -> contract.Model:
+    model = subject.spec.model
+    checked = model.integrity.policy != "Off"
+    return contract.Model(
+        source=model.source,
+        served_name=subject.served_name,
+        loader="Safetensors" if model.loader == "Safetensors" else "Auto",
+        integrity=contract.Integrity(
+            policy=model.integrity.policy,
+            files=dict(subject.manifest) if checked and subject.manifest is not None else None,
+            digest=subject.pinned_digest if checked else None,
+        ),
+    )
+
+
+def _engine(subject: Subject, role: EffectiveRole) -> contract.Engine:
+    spec, engine = subject.spec, role.engine
+    device = spec.kv_cache.device
+    split = role.name != "serve"
+    return contract.Engine(
+        device=engine.device.resource,
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        quantization=engine.quantization,
+        kv_cache_dtype=spec.kv_cache.dtype,
+        kv_cache_bytes=math.floor(device.size.value) if device else None,
+        parallelism=contract.Parallelism(**role.parallelism.model_dump()),
+        transfer=contract.Transfer(
+            connector=spec.disaggregation.connector, on_failure=spec.disaggregation.on_transfer_failure
+        )
+        if split
+        else None,
+        extra_args=dict(engine.extra_args),
+        env={variable.name: variable.value for variable in engine.env if variable.value is not None},
+    )

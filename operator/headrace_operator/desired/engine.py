@@ -1,0 +1,103 @@
+"""Engine pods: one per slot, with the agent as their only process. Pure."""
+
+import math
+
+from headrace_operator import names
+from headrace_operator.api.effective import EffectiveRole
+from headrace_operator.desired import contracts, pods
+from headrace_operator.desired.metadata import metadata
+from headrace_operator.desired.overlay import lay_over
+from headrace_operator.state import Object, Subject
+from headrace_runtime import contract
+
+GRACE_SECONDS = 30
+"""What the agent gets beyond the drain to end the engine's processes."""
+
+
+def contract_map(subject: Subject, role: EffectiveRole, revision: str) -> Object:
+    """The contract that all engines of one role and revision share."""
+    return contracts.config_map(
+        subject,
+        names.engine_contract(subject.name, role.name, revision),
+        "engine",
+        contracts.node(subject, role, revision),
+        _labels(role, revision),
+    )
+
+
+def pod(subject: Subject, role: EffectiveRole, revision: str, index: int) -> Object:
+    """One engine."""
+    labels = _labels(role, revision) | {names.KV_LAYOUT: contracts.kv_layout(subject, role)}
+    generated = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata(subject.ref, names.engine_pod(subject.name, role.name, revision, index), "engine", labels),
+        "spec": _spec(subject, role, revision),
+    }
+    return lay_over(generated, role.role.pod_template)
+
+
+def _labels(role: EffectiveRole, revision: str) -> dict[str, str]:
+    return {names.ROLE: role.name, names.REVISION: revision}
+
+
+def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:
+    token, token_mount = pods.ray_token(subject.name)
+    shm, shm_mount = pods.shared_memory()
+    model, model_mount = model_volume(subject.spec.model.source)
+    container = _container(subject, role)
+    container["volumeMounts"] += [model_mount, token_mount, shm_mount]
+    spec = pods.pod_spec(
+        restartPolicy="Always",
+        terminationGracePeriodSeconds=math.ceil(subject.spec.drain.timeout.seconds) + GRACE_SECONDS,
+        containers=[container],
+        volumes=[
+            *pods.base_volumes(names.engine_contract(subject.name, role.name, revision)),
+            model,
+            token,
+            shm,
+        ],
+    )
+    if role.role.node_selector:
+        spec["nodeSelector"] = dict(role.role.node_selector)
+    if role.role.tolerations:
+        spec["tolerations"] = [
+            toleration.model_dump(mode="json", by_alias=True, exclude_none=True) for toleration in role.role.tolerations
+        ]
+    return spec
+
+
+def _container(subject: Subject, role: EffectiveRole) -> Object:
+    engine = role.engine
+    devices = {engine.device.resource: str(role.accelerators)} if role.accelerators else None
+    container = pods.process(
+        "engine",
+        "node",
+        engine.image or subject.defaults.engine_image,
+        pods.resources(role.role.resources, devices),
+    )
+    # Plain values travel in the contract; only what Kubernetes must look up needs to be here.
+    container["env"] += [
+        {"name": variable.name, "valueFrom": variable.value_from} for variable in engine.env if variable.value_from
+    ]
+    container["ports"] = [
+        {"name": "engine", "containerPort": contract.ENGINE_PORT},
+        {"name": "agent", "containerPort": contract.AGENT_PORT},
+        {"name": "kv-transfer", "containerPort": contract.KV_TRANSFER_PORT},
+    ]
+    return container | pods.probes(contract.AGENT_PORT)
+
+
+def model_volume(source: str) -> tuple[Object, Object]:
+    """Volume and mount of the model's folder, read-only. ValueError: a source that no volume can hold."""
+    mount: Object = {"name": "model", "mountPath": contract.MODEL_MOUNT, "readOnly": True}
+    folder = contracts.node_folder(source)
+    if folder is not None:
+        return {"name": "model", "hostPath": {"path": folder, "type": "Directory"}}, mount
+    scheme, _, rest = source.partition("://")
+    if scheme != "pvc":
+        raise ValueError(f"spec.model.source: {scheme}:// is not a volume")
+    claim, _, path = rest.partition("/")
+    if path.strip("/"):
+        mount["subPath"] = path.strip("/")
+    return {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}, mount

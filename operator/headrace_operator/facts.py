@@ -1,0 +1,135 @@
+"""What one pod's object and its events say, as facts: is it ready, is it going, and if it hangs, on what. Pure.
+
+Kubernetes has no single field for "why": scheduling is in a condition, images and crashes are in container statuses,
+and a volume that cannot be mounted is in events only. Messages that reach a status are written here and not copied
+where the original may hold a path of the node. Called by observe.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from headrace_operator import names
+from headrace_operator.api.conditions import Reason
+from headrace_operator.state import Blocker, Object, Pod
+
+IMAGE_WAITS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+STARTING_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
+NO_RUNTIME = re.compile(r"No module named '?headrace_runtime|executable file not found|no such file or directory")
+MODEL_VOLUME = re.compile(r'volume(Mount)? "model"|persistentvolumeclaim "')
+VOLUME = re.compile(r'(?:volume|volumeMount) "([a-z0-9-]+)"')
+SECRET = re.compile(r'secret "([a-z0-9.-]+)" not found')
+
+
+def read_pod(obj: Object) -> Pod:
+    """The facts in a pod's own object."""
+    meta, status = obj["metadata"], obj.get("status", {})
+    labels = meta.get("labels", {})
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    phase = status.get("phase", "Pending")
+    ready = conditions.get("Ready", {}).get("status") == "True"
+    return Pod(
+        name=meta["name"],
+        component=labels.get(names.COMPONENT, ""),
+        role=labels.get(names.ROLE, ""),
+        revision=labels.get(names.REVISION, ""),
+        index=_index(meta["name"]),
+        ready=ready and phase == "Running",
+        going="deletionTimestamp" in meta,
+        failed=phase in {"Failed", "Succeeded"},
+        ip=status.get("podIP", ""),
+        node=obj.get("spec", {}).get("nodeName", ""),
+        blocker=None if ready else _blocker(meta["name"], phase, status, conditions),
+    )
+
+
+def waits_for_volumes(obj: Object) -> bool:
+    """Whether the pod is on a node and its containers do not start yet: what it waits for is in its events."""
+    status = obj.get("status", {})
+    if not obj.get("spec", {}).get("nodeName") or status.get("phase", "Pending") != "Pending":
+        return False
+    containers = _containers(status)
+    return all(_waiting(c).get("reason") in STARTING_WAITS for c in containers)
+
+
+def mount_blocker(pod: str, events: Iterable[Object]) -> Blocker | None:
+    """Why the pod's volumes cannot be mounted, by the newest of its events (oldest first)."""
+    for event in reversed(list(events)):
+        if event.get("reason") in {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}:
+            message = str(event.get("message", ""))
+            # This one only sums up the others and may be newer than they are.
+            if not message.startswith("Unable to attach or mount volumes"):
+                return _volume_blocker(pod, message)
+    return None
+
+
+def secrets_missed(events: Iterable[Object]) -> frozenset[str]:
+    """Names of the Secrets that the pod's volumes lack."""
+    return frozenset(name for event in events for name in SECRET.findall(str(event.get("message", ""))))
+
+
+def _index(name: str) -> int:
+    tail = name.rpartition("-")[2]
+    return int(tail) if tail.isdecimal() else -1
+
+
+def _containers(status: Object) -> list[Object]:
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _waiting(container: Object) -> Object:
+    waiting: Object = container.get("state", {}).get("waiting") or {}
+    return waiting
+
+
+def _blocker(pod: str, phase: str, status: Object, conditions: dict[str, Any]) -> Blocker | None:
+    if phase == "Failed":
+        return Blocker(pod, Reason.CONTAINER_FAILED, status.get("reason") or "its containers ended")
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        message = scheduled.get("message", "")
+        reason = Reason.MODEL_NOT_FOUND if MODEL_VOLUME.search(message) else Reason.UNSCHEDULABLE
+        return Blocker(pod, reason, message)
+    return next((b for c in _containers(status) if (b := _container_blocker(pod, c))), None)
+
+
+def _container_blocker(pod: str, container: Object) -> Blocker | None:
+    waiting = _waiting(container)
+    why, message = waiting.get("reason", ""), waiting.get("message", "")
+    if why in IMAGE_WAITS:
+        return Blocker(pod, Reason.IMAGE_PULL_FAILED, f"image {container.get('image', '')} cannot be had ({why})")
+    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
+    said = f"{message} {ended.get('message', '')}"
+    if why == "CreateContainerConfigError":
+        return _volume_blocker(pod, message)
+    if NO_RUNTIME.search(said) and (why or ended):
+        return Blocker(
+            pod, Reason.RUNTIME_MISSING, f"image {container.get('image', '')} does not hold headrace_runtime"
+        )
+    if ended and not container.get("ready"):
+        restarts = container.get("restartCount", 0)
+        how = f"ended with exit code {ended.get('exitCode')} ({ended.get('reason', 'Error')}), {restarts} restarts"
+        return Blocker(pod, Reason.CONTAINER_FAILED, f"container {container.get('name')} {how}")
+    if why and why not in STARTING_WAITS:
+        return Blocker(pod, Reason.CONTAINER_FAILED, f"container {container.get('name')}: {why}")
+    return None
+
+
+def _volume_blocker(pod: str, message: str) -> Blocker:
+    if MODEL_VOLUME.search(message):
+        return Blocker(pod, Reason.MODEL_NOT_FOUND, "the folder of spec.model.source cannot be mounted on its node")
+    volume = VOLUME.search(message)
+    return Blocker(
+        pod,
+        Reason.VOLUME_NOT_MOUNTED,
+        f"volume {volume[1]} cannot be mounted" if volume else "a volume cannot be mounted",
+    )

@@ -1,0 +1,93 @@
+"""The only door to kopf: it tells us that something changed, and nothing more.
+
+Three hooks: startup and cleanup, an event of our own kind (there is an object to look after, or there no longer is),
+and an event of a child (wake its owner). All work is done by `worker.py`. kopf keeps no state of its own: without its
+change handlers, timers and daemons it writes neither annotations nor finalizers, and posting and peering are off.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from headrace_operator import metrics, names
+from headrace_operator.cluster import OWNED
+from headrace_operator.settings import Settings
+from headrace_operator.state import Ref
+from headrace_operator.worker import Workers
+
+logger = logging.getLogger(__name__)
+
+
+def registry(workers: Workers) -> kopf.OperatorRegistry:
+    """The hooks, bound to one set of workers."""
+    hooks = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=hooks)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.cleanup(registry=hooks)
+    async def cleanup(**_: Any) -> None:
+        await workers.close()
+
+    @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=hooks)
+    async def changed(type: str | None, meta: Mapping[str, Any], **_: Any) -> None:  # noqa: A002 - kopf's word
+        if type == "DELETED" or meta.get("deletionTimestamp"):
+            workers.end(meta["uid"])
+        else:
+            workers.notice(Ref(meta["namespace"], meta["name"], meta["uid"]), meta["generation"])
+
+    async def child_changed(meta: Mapping[str, Any], **_: Any) -> None:
+        if (uid := owner_uid(meta)) is not None:
+            workers.wake(uid)
+
+    for kind in OWNED:
+        group, _, version = kind.api_version.rpartition("/")
+        kopf.on.event(group, version, kind.plural, id=f"{kind.plural}_changed", registry=hooks)(child_changed)
+    return hooks
+
+
+def owner_uid(meta: Mapping[str, Any]) -> str | None:
+    """The uid of the InferenceDeployment that controls this object, if one does."""
+    for owner in meta.get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == names.KIND:
+            uid: str = owner["uid"]
+            return uid
+    return None
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf as quiet and as quick as it can be; the reasons stand beside each line."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # each log line would be an Event
+    settings.scanning.disabled = True  # kinds and namespaces are fixed: no watch on CRDs and namespaces
+    settings.peering.standalone = True  # one replica, strategy Recreate
+    settings.queueing.idle_timeout = 1.0  # a queue per object is kept this long: memory
+    settings.watching.inactivity_timeout = 45.0  # a watch that died without a word
+    settings.networking.error_backoffs = (0.5, 1, 2, 5, 10)
+    # Only what carries our label comes over the wire at all.
+    for kind in OWNED:
+        group, _, version = kind.api_version.rpartition("/")
+        settings.watching.label_selectors[group, version, kind.plural] = names.DEPLOYMENT
+    return settings
+
+
+async def run(workers: Workers, settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Run until a signal comes, or until `stop` is set."""
+    server = await metrics.serve(settings.port) if settings.port else None
+    try:
+        await kopf.operator(
+            registry=registry(workers),
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=not settings.namespace_list,
+            namespaces=settings.namespace_list,
+            stop_flag=stop,
+        )
+    finally:
+        await workers.close()
+        if server is not None:
+            await server.cleanup()

@@ -1,0 +1,381 @@
+"""One ladder per condition: everything known in, (status, reason, message) out; the first rung that fits wins. Pure.
+
+The order of rungs is the same everywhere: cannot know, does not apply, blocked (with the blockers), busy (with
+numbers), well. Messages name counts and pods, and hold nothing that changes by itself, since every new message is a
+write. `status.py` is the only caller.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from headrace_operator import names
+from headrace_operator.api import conditions as c
+from headrace_operator.api.conditions import Reason, Truth
+from headrace_operator.api.problems import Problem, sentence
+from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
+from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
+
+SHOWN = 3
+"""Blockers that a message names; the rest is counted."""
+
+
+class Judgement(NamedTuple):
+    status: Truth
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the deployment shall come to. From the plan, or, while the spec is invalid, as it was last reported."""
+
+    revision: str
+    sizes: dict[str, int]
+
+    @property
+    def engines(self) -> int:
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a pass found out, when it comes to telling."""
+
+    ref: Ref
+    generation: int
+    now: datetime
+    previous: InferenceDeploymentStatus
+    observed: Observed
+    problems: tuple[Problem, ...] = ()
+    subject: Subject | None = None
+    plan: Plan | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    canary: CanaryAnswer | None = None
+    """The answer of this pass; None where it was not asked."""
+    manifest_missing: bool = False
+
+    @property
+    def wanted(self) -> Wanted | None:
+        if self.plan is not None:
+            return Wanted(self.plan.revision, dict(self.plan.sizes))
+        before = self.previous
+        if before.revision is None or before.revision.current is None or not before.roles:
+            return None
+        return Wanted(before.revision.current, {role.name: role.desired for role in before.roles})
+
+    @property
+    def suspended(self) -> bool:
+        return self.subject is not None and self.subject.spec.suspend
+
+    @property
+    def paused(self) -> bool:
+        return self.subject is not None and self.subject.spec.paused
+
+    def was(self, condition: str) -> str:
+        """Status of a condition as it was last reported."""
+        return next((x.status for x in self.previous.conditions if x.type == condition), "Unknown")
+
+
+Ladder = Callable[[Known], Judgement]
+
+
+def unknown(known: Known) -> Judgement | None:
+    """The rung that stands above all others."""
+    if known.observed.failure is not None:
+        return Judgement("Unknown", Reason.OBSERVE_FAILED, known.observed.failure)
+    if known.wanted is None:
+        return Judgement("Unknown", Reason.NOT_OBSERVED, "Nothing was made from a valid spec yet.")
+    return None
+
+
+def blockers(pods: Iterable[Pod]) -> list[Blocker]:
+    """What stands in the way of pods that shall stay, in the order of their names."""
+    return [pod.blocker for pod in pods if pod.blocker is not None and not pod.going]
+
+
+def listed(found: list[Blocker]) -> str:
+    """The first blockers in words."""
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(map(str, found[:SHOWN])) + more
+
+
+def ready_of(known: Known, role: str, revision: str | None = None) -> int:
+    """Ready engines of one role, of one revision or of any."""
+    return sum(p.ready and p.live and revision in (None, p.revision) for p in known.observed.engines(role))
+
+
+def counts(known: Known, wanted: Wanted) -> str:
+    """`prefill 1/1, decode 0/2`."""
+    return ", ".join(f"{role} {ready_of(known, role)}/{size}" for role, size in wanted.sizes.items())
+
+
+def rolled_out(known: Known) -> bool:
+    """Every role has all its engines, ready and of the wanted revision."""
+    wanted = known.wanted
+    return wanted is not None and all(ready_of(known, r, wanted.revision) >= n for r, n in wanted.sizes.items())
+
+
+def accepted(known: Known) -> Judgement:
+    outcome = known.outcome
+    if known.problems:
+        return Judgement("False", Reason.INVALID_SPEC, sentence(known.problems))
+    if outcome.not_owned:
+        found = ", ".join(outcome.not_owned)
+        return Judgement(
+            "False", Reason.NOT_OWNED, f"{found}: exists and belongs to somebody else; rename one of the two."
+        )
+    if outcome.refused:
+        return Judgement("False", Reason.REFUSED_BY_CLUSTER, "; ".join(outcome.refused))
+    return Judgement("True", Reason.VALID, "The spec is valid.")
+
+
+def model_ready(known: Known) -> Judgement:
+    if known.manifest_missing:
+        return Judgement(
+            "False", Reason.MANIFEST_NOT_FOUND, "the ConfigMap of spec.model.integrity.manifest is not there"
+        )
+    if (rung := unknown(known)) is not None:
+        return rung
+    if known.suspended:
+        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    missing = [b for b in blockers(known.observed.engines()) if b.reason == Reason.MODEL_NOT_FOUND]
+    if missing:
+        return Judgement("False", Reason.MODEL_NOT_FOUND, listed(missing))
+    wanted = known.wanted
+    assert wanted is not None
+    engines = [p for p in known.observed.engines() if p.live]
+    loaded = sum(p.ready or (p.agent is not None and p.agent.ready_seconds is not None) for p in engines)
+    if loaded < wanted.engines:
+        return Judgement("False", Reason.LOADING, f"{loaded} of {wanted.engines} engines have loaded the model.")
+    return Judgement("True", Reason.LOADED, f"{loaded} engines have loaded the model.")
+
+
+def weights_verified(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    if known.suspended:
+        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    if known.subject is not None and known.subject.spec.model.integrity.policy == "Off":
+        return Judgement("Unknown", Reason.NOT_CHECKED, 'spec.model.integrity.policy is "Off".')
+    wanted = known.wanted
+    assert wanted is not None
+    engines = [p for p in known.observed.engines() if p.live and p.agent is not None]
+    bad = [p for p in engines if p.agent is not None and p.agent.weights.verified is False]
+    if bad:
+        found = [Blocker(p.name, Reason.DIGEST_MISMATCH, p.agent.message if p.agent else "") for p in bad]
+        return Judgement("False", Reason.DIGEST_MISMATCH, listed(found))
+    digests = {p.agent.weights.digest for p in engines if p.agent is not None and p.agent.weights.digest}
+    if len(digests) > 1:
+        return Judgement("False", Reason.DIGEST_MISMATCH, f"engines loaded {len(digests)} different sets of files")
+    done = sum(bool(p.agent and p.agent.weights.verified) for p in engines)
+    if done < wanted.engines:
+        return Judgement("Unknown", Reason.VERIFYING, f"{done} of {wanted.engines} engines have verified the weights.")
+    if known.observed.manifest is not None:
+        return Judgement("True", Reason.VERIFIED, f"{done} engines found the files as the manifest says.")
+    return Judgement("True", Reason.DIGEST_PINNED, f"{done} engines found the files of the first load.")
+
+
+def ray_ready(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    wanted, head = known.wanted, known.observed.head
+    assert wanted is not None
+    if head is None or not head.ready or head.going:
+        why = listed(blockers([head])) if head is not None else ""
+        return Judgement("False", Reason.HEAD_NOT_READY, why or "the head's pod is not ready")
+    joined = joined_nodes(known)
+    if joined < wanted.engines:
+        return Judgement("False", Reason.NODES_MISSING, f"{joined} of {wanted.engines} engines have joined Ray.")
+    return Judgement("True", Reason.NODES_JOINED, f"The head and {joined} engines are there.")
+
+
+def joined_nodes(known: Known) -> int:
+    """Engines whose raylet has joined, as their agents say."""
+    return sum(bool(p.agent and p.agent.ray and p.agent.ray.joined) for p in known.observed.engines() if not p.going)
+
+
+def roles_ready(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    wanted = known.wanted
+    assert wanted is not None
+    if known.suspended:
+        return Judgement("False", Reason.SUSPENDED, "spec.suspend is true: no engine is wanted.")
+    numbers = counts(known, wanted)
+    if all(ready_of(known, role) >= size for role, size in wanted.sizes.items()):
+        return Judgement("True", Reason.ENGINES_READY, f"{numbers} ready.")
+    found = blockers(p for p in known.observed.engines() if not p.ready)
+    if found:
+        return Judgement("False", found[0].reason, f"{numbers} ready; {listed(found)}")
+    return Judgement("False", Reason.ENGINES_STARTING, f"{numbers} ready.")
+
+
+def gateway_ready(known: Known) -> Judgement:
+    if known.observed.failure is not None:
+        return Judgement("Unknown", Reason.OBSERVE_FAILED, known.observed.failure)
+    deployment = gateway_deployment(known)
+    if deployment is None:
+        return Judgement("False", Reason.GATEWAY_NOT_READY, "the gateway does not exist yet")
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return Judgement("Unknown", Reason.NOT_OBSERVED, "the gateway's Deployment was just changed")
+    ready, size = gateway_counts(known)
+    if ready == 0:
+        found = blockers(known.observed.gateways)
+        return Judgement("False", Reason.GATEWAY_NOT_READY, f"0/{size} ready" + (f"; {listed(found)}" if found else ""))
+    return Judgement("True", Reason.GATEWAY_ANSWERS, f"{ready}/{size} ready.")
+
+
+def gateway_deployment(known: Known) -> Object | None:
+    """The gateway's Deployment as observed."""
+    return known.observed.children.get(("Deployment", names.gateway(known.ref.name)))
+
+
+def gateway_counts(known: Known) -> tuple[int, int]:
+    """Gateway pods: ready and wanted."""
+    deployment = gateway_deployment(known) or {}
+    ready: int = deployment.get("status", {}).get("readyReplicas", 0)
+    size: int = deployment.get("spec", {}).get("replicas", 0)
+    return ready, size
+
+
+def kv_cache_ready(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    return Judgement("True", Reason.NOT_CONFIGURED, "KV blocks are kept on the device only.")
+
+
+def scaling_active(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    return Judgement("False", Reason.NOT_CONFIGURED, "The size of each role is fixed in the spec.")
+
+
+def progressing(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    wanted = known.wanted
+    assert wanted is not None
+    if known.problems:
+        return Judgement("False", Reason.INVALID_SPEC, "Nothing is changed until the spec is valid.")
+    if known.paused:
+        return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is changed.")
+    engines = known.observed.engines()
+    old = sum(p.live and p.revision != wanted.revision for p in engines)
+    new = sum(p.live and p.revision == wanted.revision for p in engines)
+    draining = sum(p.going for p in engines)
+    if old:
+        done = f"{new - sum(p.live and not p.ready and p.revision == wanted.revision for p in engines)}"
+        return Judgement(
+            "True",
+            Reason.ROLLING_OUT,
+            f"{done} of {wanted.engines} engines of {wanted.revision} ready, {old} old ones left.",
+        )
+    if new > wanted.engines or draining:
+        return Judgement("True", Reason.SCALING, f"{max(0, new - wanted.engines) + draining} engines are leaving.")
+    if not rolled_out(known):
+        return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
+    return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
+
+
+HARD = frozenset(
+    {
+        Reason.MODEL_NOT_FOUND,
+        Reason.DIGEST_MISMATCH,
+        Reason.ENGINE_MISSING,
+        Reason.RAY_MISSING,
+        Reason.RUNTIME_MISSING,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.RESTART_BUDGET_SPENT,
+        Reason.UNSCHEDULABLE,
+        Reason.CONTAINER_FAILED,
+        Reason.ENGINE_FAILED,
+        Reason.ENGINE_UNHEALTHY,
+    }
+)
+"""Blockers that waiting alone does not end, so that they count before the deployment was ever ready."""
+
+
+def degraded(known: Known) -> Judgement:
+    if (rung := unknown(known)) is not None:
+        return rung
+    if known.outcome.errors:
+        return Judgement("True", Reason.APPLY_FAILED, "; ".join(known.outcome.errors[:SHOWN]))
+    found = [b for b in blockers(known.observed.pods) if b.reason in HARD]
+    if found:
+        return Judgement("True", found[0].reason, listed(found))
+    served = known.previous.canary is not None
+    short = shortages(known)
+    if served and short and not known.suspended:
+        return Judgement("True", Reason.BELOW_WANTED, f"{', '.join(short)} ready.")
+    return Judgement("False", Reason.AS_WANTED, "Nothing that was there is missing.")
+
+
+def shortages(known: Known) -> list[str]:
+    """Whatever is there in a smaller number than wanted."""
+    wanted = known.wanted
+    found = {role: (ready_of(known, role), size) for role, size in (wanted.sizes if wanted else {}).items()}
+    head = known.observed.head
+    found["head"] = (int(head is not None and head.ready), 1)
+    found["gateway"] = gateway_counts(known)
+    return [f"{name} {ready}/{size}" for name, (ready, size) in found.items() if ready < size]
+
+
+def ready(known: Known) -> Judgement:
+    """True only while a real request was answered by the current revision in every role, and nothing it needs is
+    gone."""
+    if (rung := unknown(known)) is not None and not known.problems:
+        return rung
+    if known.problems:
+        return Judgement("False", Reason.INVALID_SPEC, "The spec is not valid: see Accepted.")
+    for needed in (roles_ready(known), gateway_ready(known)):
+        if needed.status != "True":
+            return Judgement(needed.status, needed.reason, needed.message)
+    answered, wanted = known.previous.canary, known.wanted
+    assert wanted is not None
+    if known.canary is not None and known.canary.failure is None:
+        return Judgement("True", Reason.ANSWERED, _answered(wanted.revision, known.canary.decode, known.canary.prefill))
+    if (
+        answered is not None
+        and known.was(c.READY) == "True"
+        and (answered.revision == wanted.revision or not rolled_out(known))
+    ):
+        return Judgement("True", Reason.ANSWERED, _answered(answered.revision, answered.decode, answered.prefill or ""))
+    if known.canary is not None:
+        return Judgement("False", Reason.CANARY_FAILED, known.canary.failure or "")
+    return Judgement("False", Reason.AWAITING_CANARY, "Engines and gateway are ready; no request was answered yet.")
+
+
+def _answered(revision: str, decode: str, prefill: str) -> str:
+    return f"Revision {revision} answered: {f'prompt by {prefill}, ' if prefill else ''}tokens by {decode}."
+
+
+def canary_due(known: Known) -> bool:
+    """Whether a request must show that all of it works: everything is there, and it was not shown for this revision."""
+    answered, wanted = known.previous.canary, known.wanted
+    shown = answered is not None and wanted is not None and answered.revision == wanted.revision
+    return (
+        known.plan is not None
+        and not known.suspended
+        and rolled_out(known)
+        and roles_ready(known).status == "True"
+        and gateway_ready(known).status == "True"
+        and not (shown and known.was(c.READY) == "True")
+    )
+
+
+LADDERS: dict[str, Ladder] = {
+    c.ACCEPTED: accepted,
+    c.MODEL_READY: model_ready,
+    c.WEIGHTS_VERIFIED: weights_verified,
+    c.RAY_READY: ray_ready,
+    c.ROLES_READY: roles_ready,
+    c.GATEWAY_READY: gateway_ready,
+    c.KV_CACHE_READY: kv_cache_ready,
+    c.SCALING_ACTIVE: scaling_active,
+    c.PROGRESSING: progressing,
+    c.DEGRADED: degraded,
+    c.READY: ready,
+}

@@ -1,0 +1,58 @@
+"""Revisions: short hashes of what the user wrote in the parts of a spec that a process is made from. Pure.
+
+Only the user's words count, never what the builders make of them, and defaults do not count as words: a new version of
+the operator, with new fields or other rendering, restarts no pod. Sizes are not in a revision, nor is what the gateway
+alone reads. Two specs that differ in the order of their roles are the same.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from headrace_operator.api.types import Frozen
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+
+LENGTH = 10
+
+
+def engine_revision(spec: InferenceDeploymentSpec) -> str:
+    """The revision of all engine pods. One for all roles, since only engines of one revision work together."""
+    words = {
+        "model": _words(spec.model),
+        "engine": _words(spec.engine),
+        "parallelism": _words(spec.parallelism),
+        "executor": spec.executor,
+        "kvCache": _words(spec.kv_cache),
+        "drain": _words(spec.drain),
+        "recovery": _words(spec.recovery),
+        "roles": {role.name: _role_words(role) for role in spec.roles},
+    }
+    if spec.disaggregated:
+        words["disaggregation"] = _words(spec.disaggregation, include={"connector", "on_transfer_failure"})
+    return _digest(words)
+
+
+def head_revision(spec: InferenceDeploymentSpec) -> str:
+    """The revision of the Ray head's pod."""
+    return _digest({"ray": _words(spec.ray), "image": spec.engine.image})
+
+
+def _role_words(role: Frozen) -> dict[str, Any]:
+    words = _words(role, exclude={"name", "replicas", "scaling", "engine", "parallelism"})
+    # An override counts although it says what would be the default: what it overrides may say something else.
+    for part in ("engine", "parallelism"):
+        override: Frozen | None = getattr(role, part)
+        if override is not None:
+            words[part] = override.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return words
+
+
+def _words(part: Frozen, **which: Any) -> dict[str, Any]:
+    return part.model_dump(mode="json", by_alias=True, exclude_defaults=True, **which)
+
+
+def _digest(words: dict[str, Any]) -> str:
+    """Empty parts are left out, so that a part added to the hash later changes no revision that does not use it."""
+    said = {name: value for name, value in words.items() if value}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]

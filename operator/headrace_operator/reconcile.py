@@ -1,0 +1,143 @@
+"""One pass over one InferenceDeployment: get, parse, observe, plan one step, desired, apply, prune, status, answer.
+
+Level-triggered: what to do follows from what is there, never from what happened. Safe to repeat and to interrupt at any
+call. Called by the worker; raises ClusterError where the pass could not be finished.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from headrace_operator import names
+from headrace_operator.api.parse import parse
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
+from headrace_operator.apply import apply_and_prune
+from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
+from headrace_operator.desired import contracts, desired_objects, kept
+from headrace_operator.desired.head import token_secret
+from headrace_operator.ladders import Known, canary_due, progressing, rolled_out, shortages
+from headrace_operator.observe import observe
+from headrace_operator.plan import make_plan
+from headrace_operator.state import Canary, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
+from headrace_operator.status import announcements, new_status
+
+logger = logging.getLogger(__name__)
+
+STARTING_SECONDS = 5.0
+"""How soon a deployment is looked at again while something starts: agents and Events wake nobody by themselves."""
+CANARY_WORDS = 400
+"""Length of the canary's prompt where it shall be split: a few KV blocks, whatever their size."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything outside that a pass touches."""
+
+    cluster: Cluster
+    runtime: Runtime
+    defaults: Defaults
+    now: Callable[[], datetime]
+    token: Callable[[], str]
+    """Makes a new secret."""
+
+
+async def reconcile(world: World, ref: Ref) -> Look:
+    """One pass. The answer says when to look again."""
+    obj = await world.cluster.get(INFERENCE_DEPLOYMENT, ref.namespace, ref.name)
+    if obj is None or obj["metadata"]["uid"] != ref.uid or "deletionTimestamp" in obj["metadata"]:
+        return Look(ended=True)
+    known = await _perform(world, ref, obj)
+    await _publish(world, known)
+    return _answer(known)
+
+
+async def _perform(world: World, ref: Ref, obj: Object) -> Known:
+    """Steps 2 to 7."""
+    spec = parse(obj)
+    previous = _previous(obj)
+    valid = spec if isinstance(spec, InferenceDeploymentSpec) else None
+    manifest = _manifest_name(valid)
+    observed = await observe(world.cluster, world.runtime, ref, manifest)
+    known = Known(
+        ref=ref,
+        generation=obj["metadata"]["generation"],
+        now=world.now(),
+        previous=previous,
+        observed=observed,
+        problems=() if isinstance(spec, InferenceDeploymentSpec) else tuple(spec),
+        manifest_missing=manifest is not None and observed.manifest is None and observed.failure is None,
+    )
+    if valid is None or observed.failure is not None:
+        return known
+    digest = contracts.pinned_digest(
+        observed.children, previous.model.digest if previous.model else None, valid.model.source
+    )
+    subject = Subject(ref, known.generation, valid, world.defaults, digest, observed.manifest)
+    plan = make_plan(valid, observed)
+    known = replace(known, subject=subject, plan=plan)
+    if not valid.paused and not known.manifest_missing:
+        known = replace(known, outcome=await _change(world, subject, plan, observed))
+    if canary_due(known):
+        known = replace(
+            known,
+            canary=await world.runtime.canary(names.gateway_url(ref.namespace, ref.name), _question(subject, plan)),
+        )
+    return known
+
+
+async def _change(world: World, subject: Subject, plan: Plan, observed: Observed) -> Outcome:
+    """Steps 5 to 7."""
+    head_is_new = plan.head and observed.head is None
+    if head_is_new or observed.lacks_token:
+        # Before the pods that mount it. Where it exists it is left alone, and its value is never read.
+        await world.cluster.create_once(token_secret(subject, world.token()))
+    return await apply_and_prune(
+        world.cluster, subject.ref, desired_objects(subject, plan), observed, kept(plan, observed)
+    )
+
+
+async def _publish(world: World, known: Known) -> None:
+    """Step 8: one write, only if there is something new; then the Events."""
+    status = new_status(known)
+    if status == known.previous:
+        return
+    await world.cluster.apply_status(known.ref, status.model_dump(mode="json", by_alias=True, exclude_none=True))
+    for note in announcements(known.previous, status):
+        await world.cluster.event(known.ref, note.type, note.reason, note.message)
+
+
+def _previous(obj: Object) -> InferenceDeploymentStatus:
+    """The status as it was last written. One that cannot be read is written anew."""
+    try:
+        return InferenceDeploymentStatus.model_validate(obj.get("status") or {})
+    except ValidationError:
+        logger.warning("%s: the status cannot be read and is written anew", obj["metadata"]["name"])
+        return InferenceDeploymentStatus()
+
+
+def _manifest_name(spec: InferenceDeploymentSpec | None) -> str | None:
+    manifest = spec.model.integrity.manifest if spec else None
+    return manifest.config_map_ref.name if manifest and manifest.config_map_ref else None
+
+
+def _question(subject: Subject, plan: Plan) -> Canary:
+    longest = subject.spec.engine.max_model_len
+    split = subject.spec.disaggregated
+    words = CANARY_WORDS if split else 1
+    # A word of the prompt is about one token, and the chat template takes some.
+    return Canary(plan.revision, subject.served_name, min(words, longest // 2) if longest else words, split)
+
+
+def _answer(known: Known) -> Look:
+    """Step 9."""
+    if known.outcome.errors or known.observed.failure is not None or (known.canary and known.canary.failure):
+        return Look(retry=True)
+    if known.manifest_missing:
+        return Look(STARTING_SECONDS)
+    if known.subject is None or known.paused:
+        return Look()
+    settled = rolled_out(known) and not shortages(known) and progressing(known).status == "False"
+    return Look() if settled else Look(STARTING_SECONDS)

@@ -1,0 +1,52 @@
+"""The process's own settings, read once from the environment (`HEADRACE_…`) and handed down as values.
+
+Nothing else in the package reads the environment. The chart sets these variables; `--help` of `run` lists them.
+"""
+
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from headrace_operator.errors import SettingsError
+from headrace_operator.state import Defaults
+
+
+class Settings(BaseSettings):
+    """Field `log_level` is the variable `HEADRACE_LOG_LEVEL`, and so on. Lists are separated by commas."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True, extra="forbid")
+
+    namespaces: str = Field(default="", description="namespaces to look after, separated by commas; empty: all")
+    engine_image: str = Field(
+        default="headrace.dev/engine:0.1.0", min_length=1, description="engine image where a spec names none"
+    )
+    gateway_image: str = Field(default="headrace.dev/runtime:0.1.0", min_length=1, description="image of the gateway")
+    head_image: str = Field(default="", description="image of the Ray head; empty: the engine's image")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
+    log_format: Literal["text", "json"] = Field(default="text", description="text for people, json for collectors")
+    resync_seconds: float = Field(
+        default=60.0, ge=1, description="how often an object that nobody woke is looked at again, in seconds"
+    )
+    concurrency: int = Field(default=16, ge=1, description="objects looked at in the same moment, at most")
+    port: int = Field(default=8080, ge=0, le=65535, description="port of /healthz and /metrics; 0: none")
+    instance: str = Field(default="headrace", description="reporter in Events: the pod's name")
+
+    @property
+    def namespace_list(self) -> tuple[str, ...]:
+        """The namespaces, empty for all."""
+        return tuple(part.strip() for part in self.namespaces.split(",") if part.strip())
+
+    @property
+    def defaults(self) -> Defaults:
+        """The part that `desired` needs."""
+        return Defaults(self.engine_image, self.gateway_image, self.head_image or None)
+
+
+def load() -> Settings:
+    """From the environment. SettingsError names every variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = (f"HEADRACE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError("; ".join(lines)) from error

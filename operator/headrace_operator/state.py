@@ -1,0 +1,206 @@
+"""The frozen values that the steps of one pass hand to each other. No behaviour beyond small questions about
+themselves.
+
+observe → `Observed` → plan → `Plan` → desired → objects → apply → `Outcome` → status.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+from headrace_runtime.contract import NodeState
+
+Object = dict[str, Any]
+"""A Kubernetes object as it is on the wire."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One InferenceDeployment. The uid tells an object from a later one of the same name."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def owns(self, obj: Object) -> bool:
+        """Whether the object's controller is this InferenceDeployment itself, and not only one of its name."""
+        owners = obj["metadata"].get("ownerReferences") or []
+        return any(owner.get("uid") == self.uid and owner.get("controller") for owner in owners)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the operator's settings put where a spec says nothing. Never part of a revision."""
+
+    engine_image: str
+    gateway_image: str
+    head_image: str | None = None
+    """None: the engine's image, which holds Ray too."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The InferenceDeployment that a pass is about, once its spec was accepted."""
+
+    ref: Ref
+    generation: int
+    spec: InferenceDeploymentSpec
+    defaults: Defaults
+    pinned_digest: str | None = None
+    """Digest of the model's folder that the first load found. None: not loaded yet, or another model since."""
+    manifest: Mapping[str, str] | None = None
+    """SHA-256 of each file of the model, where the spec names a ConfigMap with them."""
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def served_name(self) -> str:
+        """The model name in requests."""
+        return self.spec.model.served_name or self.ref.name
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What matters of one pod that we own: facts read from its object, its agent and its events."""
+
+    name: str
+    component: str
+    role: str
+    """Empty for the head and the gateway."""
+    revision: str
+    index: int = -1
+    """Number of an engine within its role and revision; -1 where the name has none."""
+    ready: bool = False
+    going: bool = False
+    """It has been told to end."""
+    failed: bool = False
+    """Its phase is final: evicted, node lost, out of memory as a whole. It will never run again."""
+    ip: str = ""
+    node: str = ""
+    blocker: "Blocker | None" = None
+    """Why it is not ready, as far as Kubernetes or its agent can say."""
+    agent: NodeState | None = None
+    """What its agent says; None where it was not asked or gave no answer."""
+
+    @property
+    def live(self) -> bool:
+        """Counts as one of its role: neither told to end nor dead."""
+        return not (self.going or self.failed)
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """One reason why one pod is not ready: a CamelCase constant and a sentence."""
+
+    pod: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.pod}: {self.reason}: {self.message}" if self.message else f"{self.pod}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything read in one pass. `failure` not None: the reads failed, and all else here is *unknown*, not empty."""
+
+    children: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    """Objects that we own, by kind and name."""
+    foreign: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    """Objects with our label that somebody else owns."""
+    pods: tuple[Pod, ...] = ()
+    manifest: Mapping[str, str] | None = None
+    """Contents of the ConfigMap with the model's checksums, where the spec names one and it is there."""
+    lacks_token: bool = False
+    """A pod waits for the Secret with Ray's token."""
+    failure: str | None = None
+
+    def engines(self, role: str | None = None) -> tuple[Pod, ...]:
+        """The engine pods, of one role or of all, in order of their names."""
+        return tuple(p for p in self.pods if p.component == "engine" and role in (None, p.role))
+
+    @property
+    def head(self) -> Pod | None:
+        return next((p for p in self.pods if p.component == "head"), None)
+
+    @property
+    def gateways(self) -> tuple[Pod, ...]:
+        return tuple(p for p in self.pods if p.component == "gateway")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One engine pod of the current revision that shall exist."""
+
+    role: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step. A pod that is neither in `slots` nor in `keep`, nor the head where `head` is true, goes."""
+
+    revision: str
+    head_revision: str
+    sizes: Mapping[str, int]
+    """Engines that each role shall have in the end."""
+    slots: tuple[Slot, ...]
+    keep: frozenset[str] = frozenset()
+    """Names of engine pods of other revisions that stay for now."""
+    head: bool = True
+    """Whether the head's pod of this head revision shall exist now. False: the old one must be gone first."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One real request: the revision that must answer it, under which model name, its length, and whether it must be
+    split.
+
+    A prompt of several KV blocks makes a split deployment really move KV from prefill to decode.
+    """
+
+    revision: str
+    served_name: str
+    words: int
+    split: bool
+
+
+@dataclass(frozen=True)
+class CanaryAnswer:
+    """What came back for the canary. `failure` not None: nothing, or not from the revision that was asked."""
+
+    decode: str = ""
+    prefill: str = ""
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the pass did, and what stood in its way."""
+
+    applied: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    not_owned: tuple[str, ...] = ()
+    """`Kind/name` of objects in our way that belong to somebody else."""
+    refused: tuple[str, ...] = ()
+    """Objects that the API server will not have, with its reasons: waiting alone does not help."""
+    errors: tuple[str, ...] = ()
+    """Everything that failed, `refused` included."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """When to look again. Waiting is an answer of a pass, not an error."""
+
+    seconds: float | None = None
+    """None: at the next resync, or when something wakes the worker."""
+    retry: bool = False
+    """Something has to be tried again: with growing pauses, as after an error."""
+    ended: bool = False
+    """The object is gone or going: never again."""

@@ -1,0 +1,155 @@
+"""Step 8 of a pass: everything known → the whole new status, and what to announce about it. Pure; called by reconcile.
+
+What is reported is what was seen in this pass. Two things are carried over from the status before, since nothing else
+remembers them: the last answered canary, and the digest of the weights that the first load found.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from headrace_operator import names
+from headrace_operator.api import conditions as c
+from headrace_operator.api.v1alpha1 import (
+    CanaryStatus,
+    Condition,
+    InferenceDeploymentStatus,
+    ModelStatus,
+    RayNodes,
+    RayStatus,
+    RevisionStatus,
+    RoleStatus,
+)
+from headrace_operator.ladders import LADDERS, Known, Wanted, joined_nodes, ready_of, rolled_out
+from headrace_runtime.contract import NodeState
+
+
+class Announcement(NamedTuple):
+    """An Event to be posted once the status is written."""
+
+    type: str
+    reason: str
+    message: str
+
+
+def new_status(known: Known) -> InferenceDeploymentStatus:
+    """The whole status. Equal to `known.previous` when there is nothing new to tell."""
+    wanted = known.wanted
+    before = known.previous
+    if wanted is None or known.observed.failure is not None:
+        # Nothing is known beyond what was: only the conditions say so.
+        return before.model_copy(update={"observed_generation": known.generation, "conditions": _conditions(known)})
+    canary = _canary(known, wanted)
+    return InferenceDeploymentStatus(
+        observed_generation=known.generation,
+        url=names.gateway_url(known.ref.namespace, known.ref.name),
+        revision=_revision(known, wanted),
+        model=_model(known),
+        ray=_ray(known, wanted),
+        roles=tuple(_role(known, wanted, role) for role in wanted.sizes),
+        canary=canary,
+        conditions=_conditions(known),
+    )
+
+
+def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
+    """What has flipped and matters to people: Accepted, Ready and Degraded. The first good news and no news are no
+    event."""
+    was = {condition.type: condition.status for condition in before.conditions}
+    for condition in after.conditions:
+        good = "False" if condition.type == c.DEGRADED else "True"
+        if condition.type not in (c.ACCEPTED, c.READY, c.DEGRADED) or condition.status == was.get(condition.type):
+            continue
+        turned_good = condition.status == good and was.get(condition.type) in ("True", "False")
+        first_ready = condition.type == c.READY and condition.status == "True"
+        turned_bad = condition.status not in (good, "Unknown") and (
+            was.get(condition.type) == good or condition.type != c.READY
+        )
+        if turned_good or first_ready:
+            yield Announcement("Normal", condition.reason, f"{condition.type}: {condition.message}")
+        elif turned_bad:
+            yield Announcement("Warning", condition.reason, f"{condition.type}: {condition.message}")
+
+
+def _conditions(known: Known) -> tuple[Condition, ...]:
+    conditions = known.previous.conditions
+    for kind, ladder in LADDERS.items():
+        status, reason, message = ladder(known)
+        judged = Condition(
+            type=kind,
+            status=status,
+            reason=reason,
+            message=message[:2000],
+            observed_generation=known.generation,
+            last_transition_time=known.now,
+        )
+        conditions = c.set_condition(conditions, judged)
+    return conditions
+
+
+def _revision(known: Known, wanted: Wanted) -> RevisionStatus:
+    """`current` is the revision that answers: it changes only once the new one is wholly there."""
+    before = known.previous.revision.current if known.previous.revision else None
+    current = wanted.revision if before is None or rolled_out(known) else before
+    return RevisionStatus(current=current, updating=wanted.revision if current != wanted.revision else None)
+
+
+def _role(known: Known, wanted: Wanted, role: str) -> RoleStatus:
+    engines = known.observed.engines(role)
+    size, ready = wanted.sizes[role], ready_of(known, role)
+    labels = names.selector(known.ref.name, "engine") | {names.ROLE: role}
+    return RoleStatus(
+        name=role,
+        desired=size,
+        ready=ready,
+        updated=sum(p.live and p.revision == wanted.revision for p in engines),
+        draining=sum(p.going for p in engines),
+        summary=f"{ready}/{size}",
+        selector=",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+    )
+
+
+def _agents(known: Known) -> list[NodeState]:
+    return [p.agent for p in known.observed.engines() if p.agent is not None and p.live]
+
+
+def _model(known: Known) -> ModelStatus:
+    before = known.previous.model
+    pinned = known.subject.pinned_digest if known.subject else before.digest if before else None
+    loaded = [a.weights for a in _agents(known) if a.weights.digest and a.weights.verified is not False]
+    digests = {weights.digest for weights in loaded}
+    # Two engines that load for the first time side by side may differ: nothing is pinned until they agree.
+    found = loaded[0] if len(digests) == 1 else None
+    digest = pinned or (found.digest if found else None)
+    same = before is not None and before.digest == digest
+    served = known.subject.served_name if known.subject else before.served_name if before else None
+    if same and before is not None:
+        return before.model_copy(update={"served_name": served})
+    return ModelStatus(
+        served_name=served,
+        digest=digest,
+        bytes=found.bytes_total if found else None,
+        verified_at=known.now if found and found.verified else None,
+    )
+
+
+def _ray(known: Known, wanted: Wanted) -> RayStatus:
+    head = known.observed.head
+    alive = int(head is not None and head.ready) + joined_nodes(known)
+    versions = sorted({a.ray.version for a in _agents(known) if a.ray is not None and a.ray.version})
+    before = known.previous.ray
+    gcs = known.subject.spec.ray.gcs.backend if known.subject else before.gcs if before else None
+    return RayStatus(
+        address=names.ray_address(known.ref.namespace, known.ref.name),
+        version=versions[0] if versions else (before.version if before else None),
+        nodes=RayNodes(alive=alive, expected=wanted.engines + 1),
+        gcs=gcs,
+    )
+
+
+def _canary(known: Known, wanted: Wanted) -> CanaryStatus | None:
+    answer = known.canary
+    if answer is None or answer.failure is not None:
+        return known.previous.canary
+    return CanaryStatus(
+        revision=wanted.revision, answered_at=known.now, prefill=answer.prefill or None, decode=answer.decode
+    )

@@ -1,0 +1,139 @@
+"""One worker per InferenceDeployment: a task that waits until it is woken, makes one pass, and waits again. No kopf in
+here.
+
+Wakes that come while a pass runs, or in the moment before it, melt into one further pass. A pass that failed is
+repeated with growing pauses that start anew after a success. A worker forgets nothing it would miss: all it has is a
+flag and a count of failures. Called by `handlers.py`; errors of every kind end here, in the log and the metrics.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import uniform
+
+from headrace_operator import metrics
+from headrace_operator.errors import ClusterError, Conflict
+from headrace_operator.reconcile import World, reconcile
+from headrace_operator.state import Look, Ref
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.05
+"""Between a wake and its pass: several children that change in one go are one reason to look."""
+PASS_SECONDS = 120.0
+"""No pass takes longer, whatever it waits for."""
+
+Pass = Callable[[Ref], Awaitable[Look]]
+
+
+def backoff(failures: int, *, base: float = 0.5, longest: float = 60.0) -> float:
+    """Seconds to wait after so many failures in a row: 0.5, 1, 2, … 60. None after none."""
+    return min(longest, base * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0
+
+
+@dataclass
+class _Worker:
+    """What is kept of one object."""
+
+    ref: Ref
+    wake: asyncio.Event
+    generation: int | None = None
+    task: "asyncio.Task[None] | None" = None
+
+
+class Workers:
+    """All workers of this process, by the uid of their object."""
+
+    def __init__(self, make_pass: Pass, *, resync_seconds: float = 60.0, concurrency: int = 16) -> None:
+        self._make_pass = make_pass
+        self._resync_seconds = resync_seconds
+        self._room = asyncio.Semaphore(concurrency)
+        self._workers: dict[str, _Worker] = {}
+
+    @classmethod
+    def of(cls, world: World, *, resync_seconds: float, concurrency: int) -> "Workers":
+        """Workers whose pass is `reconcile` in this world."""
+        return cls(lambda ref: reconcile(world, ref), resync_seconds=resync_seconds, concurrency=concurrency)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def notice(self, ref: Ref, generation: int) -> None:
+        """The object was seen. Only a new generation is news: its status is written by nobody but us."""
+        worker = self._workers.get(ref.uid)
+        if worker is None:
+            worker = self._workers[ref.uid] = _Worker(ref, asyncio.Event())
+            worker.task = asyncio.create_task(self._run(worker), name=f"worker {ref}")
+            metrics.WORKERS.set(len(self._workers))
+        if worker.generation != generation:
+            worker.generation = generation
+            worker.wake.set()
+
+    def wake(self, uid: str) -> None:
+        """Something of this object changed. An object that nobody noticed yet is woken by being noticed."""
+        if (worker := self._workers.get(uid)) is not None:
+            worker.wake.set()
+
+    def end(self, uid: str) -> None:
+        """The object is gone or going: whatever its worker does is broken off."""
+        if (worker := self._workers.pop(uid, None)) is not None and worker.task is not None:
+            worker.task.cancel()
+            metrics.WORKERS.set(len(self._workers))
+
+    async def close(self) -> None:
+        """End all workers and wait until they have ended."""
+        tasks = [worker.task for worker in self._workers.values() if worker.task is not None]
+        for uid in list(self._workers):
+            self.end(uid)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, worker: _Worker) -> None:
+        failures = 0
+        while True:
+            await worker.wake.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+            worker.wake.clear()
+            look = await self._pass(worker.ref)
+            if look.ended:
+                self._workers.pop(worker.ref.uid, None)
+                metrics.WORKERS.set(len(self._workers))
+                return
+            failures = failures + 1 if look.retry else 0
+            await _wait(worker.wake, self._pause(look, failures))
+
+    def _pause(self, look: Look, failures: int) -> float:
+        if failures:
+            return backoff(failures)
+        # Spread out, so that a thousand objects of one start are not looked at in the same second for ever.
+        return look.seconds if look.seconds is not None else self._resync_seconds * uniform(0.8, 1.2)  # noqa: S311
+
+    async def _pass(self, ref: Ref) -> Look:
+        """One pass; an error is a reason to try again."""
+        async with self._room:
+            with metrics.PASS_SECONDS.time():
+                try:
+                    async with asyncio.timeout(PASS_SECONDS):
+                        look = await self._make_pass(ref)
+                except Conflict as error:
+                    logger.debug("%s: %s", ref, error)
+                    return Look(seconds=0.0)
+                except ClusterError as error:
+                    logger.warning("%s: %s", ref, error)
+                    metrics.ERRORS.labels(reason=error.reason or str(error.status)).inc()
+                    return Look(retry=True)
+                except Exception as error:
+                    # The last resort of the process: one object's surprise must not end the work on all others.
+                    logger.exception("%s: a pass failed", ref)
+                    metrics.ERRORS.labels(reason=type(error).__name__).inc()
+                    return Look(retry=True)
+        return look
+
+
+async def _wait(wake: asyncio.Event, seconds: float) -> None:
+    """Until woken, or at most so long; leaves the flag set either way."""
+    try:
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    except TimeoutError:
+        wake.set()
