@@ -1,19 +1,19 @@
 """What the operator tells a runtime process: one JSON file, read once at start.
 
 The bridge between the two packages, and the only module of the runtime that the operator imports: standard library and
-pydantic only, no I/O. The operator writes a contract into a ConfigMap (`desired/contracts.py`); `__main__` reads it, and each
-process (`node`, `head`, `gateway`) gets its own kind. Facts of one pod (its name, address, node) are not in it: many pods
-share one contract, and `Place` carries those facts. An unknown field or version is an error, never skipped.
+pydantic only, no I/O. The operator writes a contract into a ConfigMap (`desired/contracts.py`); `__main__` reads it, and
+each process (`node`, `head`, `gateway`) gets its own kind. Facts of one pod (its name, address, node) are not in it: many
+pods share one contract, and `Place` carries those facts. An unknown field or version is an error, never skipped.
 
 A field whose docstring says *live* may change under a running process; all others need a new process.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 
-VERSION = "headrace.dev/runtime-v1"
+VERSION: Final = "headrace.dev/runtime-v1"
 
 DEPLOYMENT_LABEL = "headrace.dev/deployment"
 COMPONENT_LABEL = "headrace.dev/component"
@@ -52,7 +52,7 @@ class Integrity(Frozen):
     files: dict[str, str] | None = None
     """SHA-256 in hex of each file, by path relative to the model's folder. None: no manifest was given."""
     digest: str | None = None
-    """Digest of the whole folder (`sha256:…`, see `node/weights.py`) pinned at the first load. None: pin what is found."""
+    """Digest of the whole folder (`sha256:…`, see `node/weights.py`), pinned at the first load. None: pin what is there."""
 
 
 class Model(Frozen):
@@ -121,17 +121,19 @@ class Backoff(Frozen):
 
 OWNED_OPTIONS = frozenset({
     "api-key", "api-server-count", "code-revision", "config", "cpu-offload-gb", "data-parallel-address",
-    "data-parallel-backend", "data-parallel-external-lb", "data-parallel-hybrid-lb", "data-parallel-multi-port-external-lb",
-    "data-parallel-rank", "data-parallel-rpc-port", "data-parallel-size", "data-parallel-size-local",
-    "data-parallel-start-rank", "device-ids", "distributed-executor-backend", "download-dir", "dtype", "enable-expert-parallel",
-    "enable-log-deltas", "enable-log-outputs", "enable-log-requests", "enable-lora", "grpc", "headless", "hf-token", "host",
-    "kv-cache-dtype", "kv-cache-memory-bytes", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config",
-    "load-format", "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
-    "otlp-traces-endpoint", "pipeline-parallel-size", "port", "prefill-context-parallel-size", "quantization", "revision",
-    "root-path", "served-model-name", "shutdown-timeout", "spec-method", "spec-model", "spec-tokens", "speculative-config",
-    "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "tokenizer", "tokenizer-revision", "uds",
+    "data-parallel-backend", "data-parallel-external-lb", "data-parallel-hybrid-lb",
+    "data-parallel-multi-port-external-lb", "data-parallel-rank", "data-parallel-rpc-port", "data-parallel-size",
+    "data-parallel-size-local", "data-parallel-start-rank", "device-ids", "distributed-executor-backend",
+    "download-dir", "dtype", "enable-expert-parallel", "enable-log-deltas", "enable-log-outputs",
+    "enable-log-requests", "enable-lora", "grpc", "headless", "hf-token", "host", "kv-cache-dtype",
+    "kv-cache-memory-bytes", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config", "load-format",
+    "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
+    "otlp-traces-endpoint", "pipeline-parallel-size", "port", "prefill-context-parallel-size", "quantization",
+    "revision", "root-path", "served-model-name", "shutdown-timeout", "spec-method", "spec-model", "spec-tokens",
+    "speculative-config", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "tokenizer",
+    "tokenizer-revision", "uds",
 })  # fmt: skip
-"""Options of vLLM that `Engine.extra_args` may not hold: a field sets them, or Headrace does, or they would log prompts."""
+"""Options of vLLM that `Engine.extra_args` may not hold: a field or Headrace sets them, or they would log prompts."""
 
 
 def owned_option(option: str) -> str | None:
@@ -221,8 +223,8 @@ class GatewayContract(Frozen):
     prefill_seconds: float = 30.0
     """A prefill that has not answered by then is given up."""
     transfer_seconds: float = 5.0
-    """A decode answer that is to start from transferred KV and has sent no token by then is asked again elsewhere, without
-    the transfer: a cut link gives no error for minutes."""
+    """A decode answer that is to start from transferred KV and has sent no token by then is asked again elsewhere,
+    without the transfer: a cut link gives no error for minutes."""
     max_retries: int = 3
     """Other engines tried before the first token."""
     max_connections: int = 10_000
@@ -267,7 +269,8 @@ class Place(Frozen):
 
 Phase = Literal["Waiting", "VerifyingWeights", "StartingEngine", "Ready", "BackOff", "Draining", "Failed"]
 Reason = Literal[
-    "", "ModelNotFound", "DigestMismatch", "EngineMissing", "RayMissing", "EngineFailed", "EngineUnhealthy", "RestartBudgetSpent",
+    "", "ModelNotFound", "DigestMismatch", "EngineMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
+    "RestartBudgetSpent",
 ]  # fmt: skip
 
 
@@ -289,7 +292,7 @@ class RayState(Frozen):
 
 
 class NodeState(Frozen):
-    """What an agent answers at `GET /state`, and the operator reads. Never holds a secret, a prompt or a node's path."""
+    """What an agent answers at `GET /state`, and the operator reads. Never holds a secret, a prompt or a host path."""
 
     pod: str
     role: RoleName

@@ -1,0 +1,179 @@
+"""From a contract to vLLM's command line: the words after `vllm serve`, and the environment. Pure.
+
+Called by the agent once, before it first starts its engine. What the contract states becomes options of vLLM 0.32
+(vllm/engine/arg_utils.py, vllm/entrypoints/launchers/cli_args.py); what it leaves open stays as vLLM has it, except on
+CPU, where vLLM's defaults leave the API server no processor time: see `_cpu_environment` and `_defaults`. `extra_args`
+come last. They may replace a default of this module, but never what the contract or the place has decided:
+`contract.OWNED_OPTIONS`.
+
+An engine listens on `place.address` only, so that one on loopback cannot be reached from outside. Ask it there.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headrace_runtime.contract import Engine, NodeContract, Parallelism, Place, RoleName, Transfer, owned_option
+
+Scalar = bool | int | float | str
+
+CPU = "cpu"
+ZYGOTE = ("-m", "headrace_runtime.engine.zygote")
+SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
+"""`vllm serve`, without the script of that name: its first line holds the path it was installed at."""
+CONNECTOR_MODULE = "headrace_runtime.engine.nixl"
+CPU_KV_CACHE_BYTES = 512 * 1024**2
+"""vLLM would take 4 GiB or more. 23 000 tokens of a model of 135 M parameters."""
+
+OWNED_ENV = frozenset(
+    {"VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"}
+)
+
+KV_ROLES: Mapping[RoleName, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_consumer"}
+"""What vLLM wants to be told (`kv_both` is deprecated for NIXL). It decides only who may use context parallelism: each
+request says which side it is on, and an engine answers both kinds, so a role can change without a restart."""
+
+
+class ClashError(ValueError):
+    """The contract's free-form part says again what a field or the place decides. The message names the entry."""
+
+
+@dataclass(frozen=True)
+class Command:
+    argv: tuple[str, ...]
+    """The words after `vllm serve`."""
+    env: Mapping[str, str]
+    """Added to the environment of the process, before Python starts in it: libraries read some of it while loading."""
+
+
+def command(contract: NodeContract, place: Place) -> Command:
+    """How to start the engine of this pod. Raises ClashError."""
+    engine = contract.engine
+    refuse_clashes(engine)
+    options: dict[str, Scalar] = {
+        "host": place.address,
+        "port": place.engine_port,
+        "served-model-name": contract.model.served_name,
+        "shutdown-timeout": round(contract.drain_seconds),
+        **_model(contract),
+        **_parallelism(engine.parallelism),
+        **_defaults(engine),
+        **engine.extra_args,
+    }
+    env = _environment(place)
+    if engine.device == CPU:
+        env |= _cpu_environment(engine.parallelism)
+    if engine.transfer is not None:
+        options["kv-transfer-config"] = _transfer(engine.transfer, contract.role)
+        env |= _transfer_environment(engine, place)
+    return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
+
+
+def launch_argv(python: str, launch: Command, device: str) -> tuple[str, ...]:
+    """The program to run, with `launch.env`: the zygote on CPU, which is then told `launch.argv`; else the engine."""
+    return (python, *ZYGOTE) if device == CPU else (python, *SERVE, *launch.argv)
+
+
+def refuse_clashes(engine: Engine) -> None:
+    for option in engine.extra_args:
+        if (owned := owned_option(option)) is not None:
+            says = "" if owned == option else f" (it means {owned})"
+            raise ClashError(f"engine.extraArgs.{option}{says}: Headrace sets this option; remove it, or set the field")
+    for name in engine.env:
+        if name in OWNED_ENV:
+            raise ClashError(f"engine.env.{name}: Headrace sets this variable; remove it")
+
+
+def _model(contract: NodeContract) -> dict[str, Scalar]:
+    engine = contract.engine
+    options: dict[str, Scalar | None] = {
+        "load-format": "safetensors" if contract.model.loader == "Safetensors" else None,
+        "dtype": None if engine.dtype == "auto" else engine.dtype,
+        "max-model-len": engine.max_model_len,
+        "quantization": engine.quantization,
+        "kv-cache-dtype": None if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype,
+        "kv-cache-memory-bytes": engine.kv_cache_bytes,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _parallelism(sizes: Parallelism) -> dict[str, Scalar]:
+    options = {
+        "tensor-parallel-size": sizes.tensor,
+        "pipeline-parallel-size": sizes.pipeline,
+        "prefill-context-parallel-size": sizes.context,
+        "data-parallel-size": sizes.data,
+    }
+    given: dict[str, Scalar] = {name: size for name, size in options.items() if size > 1}
+    return {**given, "enable-expert-parallel": True} if sizes.expert else given
+
+
+def _workers(sizes: Parallelism) -> int:
+    """Processes that one copy of the model is cut over; each data-parallel copy has as many."""
+    return sizes.tensor * sizes.pipeline * sizes.context
+
+
+def _defaults(engine: Engine) -> dict[str, Scalar]:
+    """Options of our choosing, which `extra_args` may replace."""
+    options: dict[str, Scalar] = {"disable-uvicorn-access-log": True}
+    if _workers(engine.parallelism) > 1:
+        # Ray only places pods: left to itself, vLLM may find Ray running and start its workers there.
+        options["distributed-executor-backend"] = "mp"
+    elif engine.device == CPU:
+        options["distributed-executor-backend"] = "uni"
+    if engine.device == CPU:
+        options["enforce-eager"] = True
+        if engine.kv_cache_bytes is None:
+            options["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
+    return options
+
+
+def _environment(place: Place) -> dict[str, str]:
+    return {
+        # Nothing is fetched or reported: the weights are there, and verified.
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Else vLLM looks for its own address by way of a public name server.
+        "VLLM_HOST_IP": place.address,
+        # Caches of compiled kernels: the root of the file system is read-only in a pod.
+        "HOME": place.run_dir,
+        "XDG_CACHE_HOME": f"{place.run_dir}/cache",
+    }
+
+
+def _cpu_environment(sizes: Parallelism) -> dict[str, str]:
+    """One thread that is bound to no core: on few cores, vLLM's binding leaves none to the API server."""
+    env = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # The platform replaces executor `uni` by `mp`, a further process that spins, unless this is set. EngineCore remains
+    # a process of its own all the same.
+    return env if _workers(sizes) > 1 else {**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def _transfer(transfer: Transfer, role: RoleName) -> str:
+    config = {
+        "kv_connector": "NixlConnector",
+        "kv_connector_module_path": CONNECTOR_MODULE,
+        "kv_role": KV_ROLES[role],
+        "kv_load_failure_policy": transfer.on_failure.lower(),
+    }
+    return json.dumps(config, separators=(",", ":"))
+
+
+def _transfer_environment(engine: Engine, place: Place) -> dict[str, str]:
+    """The side channel is where engines learn how to read each other's memory. A data-parallel copy adds its number to
+    the port."""
+    env = {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.kv_transfer_port),
+    }
+    return {**env, "UCX_TLS": "tcp"} if engine.device == CPU else env
+
+
+def _word(option: tuple[str, Scalar]) -> str:
+    """An option as one word, in vLLM's spelling."""
+    name, value = option
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
