@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from headrace_operator.api.types import FreeForm, Frozen, Quantity, list_map
+from headrace_operator.api.types import Bytes, FreeForm, Frozen, list_map
 
 
 def _scalar(value: Any) -> Any:
@@ -43,7 +43,7 @@ class Speculative(Frozen):
 class WeightsOffload(Frozen):
     """Weights kept outside device memory."""
 
-    cpu: Quantity
+    cpu: Bytes
     """Host memory for weights, per device."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace_operator.api.types import Duration, Frozen, Quantity
+from headrace_operator.api.types import Bytes, Duration, Frozen
 
 AbsolutePath = Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\s:]+$")]
 
@@ -12,7 +12,7 @@ AbsolutePath = Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[
 class ClaimTemplate(Frozen):
     """A volume claim made for each pod."""
 
-    size: Quantity
+    size: Bytes
     """How much is claimed."""
     storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """The storage class. Default: the cluster's."""
@@ -21,7 +21,7 @@ class ClaimTemplate(Frozen):
 class EmptyDir(Frozen):
     """A folder that lives as long as its pod."""
 
-    size_limit: Quantity | None = None
+    size_limit: Bytes | None = None
     """The pod is evicted when the folder passes this size."""
 
 
@@ -39,14 +39,14 @@ class Volume(Frozen):
 class DeviceCache(Frozen):
     """KV blocks in the memory of the device (on `cpu`: of the host)."""
 
-    size: Quantity
+    size: Bytes
     """Memory for KV blocks, per device."""
 
 
 class HostCache(Frozen):
     """KV blocks in pinned host memory."""
 
-    size: Quantity
+    size: Bytes
     """Memory of one engine's tier."""
 
 
@@ -62,7 +62,7 @@ class ReturnToNode(Frozen):
 class DiskCache(Frozen):
     """KV blocks on a disk of the node."""
 
-    size: Quantity
+    size: Bytes
     """Physical bytes on a node for this deployment, never passed."""
     volume: Volume
     """Where the blocks are kept."""

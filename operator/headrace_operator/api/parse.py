@@ -58,8 +58,8 @@ def _plain(raw: Mapping[str, Any]) -> Any:
 def _validate(raw: dict[str, Any]) -> tuple[InferenceDeploymentSpec | None, list[Problem]]:
     """The spec and the problems of single fields.
 
-    Fields with problems are left out and the rest is read again, so that the rules between the others are checked in the
-    same pass; None where nothing readable is left.
+    Fields with problems are left out and the rest is read again, so that the rules between the others are checked in
+    the same pass; None where nothing readable is left.
     """
     problems: list[Problem] = []
     while True:
@@ -78,8 +78,8 @@ def _validate(raw: dict[str, Any]) -> tuple[InferenceDeploymentSpec | None, list
 def _leave_out(raw: dict[str, Any], detail: ErrorDetails) -> None:
     """Take what has the problem out of `raw`, where it is still there.
 
-    A list goes as a whole, since the numbers of its other entries are part of their paths; so does an object that lacks a
-    required field.
+    A list goes as a whole, since the numbers of its other entries are part of their paths; so does an object that
+    lacks a required field.
     """
     steps = _steps(detail)[: -1 if detail["type"] == "missing" else None]
     if (number := next((place for place, step in enumerate(steps) if isinstance(step, int)), None)) is not None:

@@ -1,8 +1,8 @@
 """Which fields this version acts on. The rest is refused by name: nothing that a user wrote is silently ignored.
 
 A field that gains its meaning moves from `NOT_YET` to `ACTED_ON` in the commit that gives it one; a test walks every
-field of the spec and finds each in exactly one of the two. Pure; called by `parse.py`. These refusals are not CEL: an older
-CRD may serve a newer operator.
+field of the spec and finds each in exactly one of the two. Pure; called by `parse.py`. These refusals are not CEL: an
+older CRD may serve a newer operator.
 """
 
 from collections.abc import Iterator

@@ -94,6 +94,29 @@ class Quantity(_Text):
         return _canonical(*_amount(text))
 
 
+class Bytes(Quantity):
+    """A quantity above zero, such as the size of a cache."""
+
+    __slots__ = ()
+    schema: ClassVar[JsonSchemaValue] = {
+        **Quantity.schema,
+        "x-kubernetes-validations": [
+            {
+                "rule": "type(self) == int ? int(self) > 0 : "
+                "!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0'))",
+                "message": "must be more than 0",
+            }
+        ],
+    }
+
+    @classmethod
+    def _read(cls, value: Any) -> str:
+        text = super()._read(value)
+        if _amount(text)[0] == 0:
+            raise ValueError("must be more than 0")
+        return text
+
+
 def _ceil(amount: Fraction) -> int:
     return -(-amount.numerator // amount.denominator)
 
