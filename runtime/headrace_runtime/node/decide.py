@@ -1,0 +1,141 @@
+"""What the agent does next: one level-triggered step from what is seen to one action.
+
+Pure: a frozen `Seen`, the time and the contract in, a `Decision` out. It keeps no state, so a restarted agent comes to
+the same answer, and its tests are tables. `agent.py` looks, asks here, and acts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from headrace_runtime.contract import Backoff, NodeContract, Phase, Reason
+
+HEALTH_FAILURES = 4
+"""Failed health checks in a row, each up to 3 s long, that make a ready engine unhealthy."""
+STALL_SECONDS = 60.0
+"""A ready engine that has generated nothing for this long, though asked to, hangs: its front end alone may still say
+200.
+"""
+QUIET_SECONDS = 2.0
+"""How long a draining engine must have had no request: one routed just before is still under way to it."""
+END_SECONDS = 10.0
+"""Between SIGTERM and SIGKILL of a drained engine."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why something cannot go on, in the words of `NodeState`."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
+class EngineSeen:
+    """One started engine. Times are seconds of one monotonic clock."""
+
+    started_at: float
+    ready_at: float | None = None
+    ended: str = ""
+    """How its first process ended; empty while it lives."""
+    health_failures: int = 0
+    stalled_seconds: float = 0.0
+    quiet_seconds: float = 0.0
+    """How long it has had no request, running or waiting; counted while draining."""
+    terminated_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that a step is decided from."""
+
+    lacks: Verdict | None = None
+    """What the image does not carry."""
+    weights: Literal["Reading", "Usable"] | Verdict = "Reading"
+    engine: EngineSeen | None = None
+    failures: int = 0
+    """Engines in a row that ended since one was last ready; the one that was ready counts."""
+    failed_at: float = 0.0
+    was_ready: bool = False
+    """The first of these failures ended an engine that was ready: its restart need not wait."""
+    failure: Verdict | None = None
+    draining_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`Start` an engine, `Terminate` it (SIGTERM), `Kill` its session, `Leave` (the agent ends), or only `Stay`."""
+
+    act: Literal["Stay", "Start", "Terminate", "Kill", "Leave"]
+    phase: Phase
+    reason: Reason = ""
+    message: str = ""
+
+
+def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
+    if seen.draining_at is not None:
+        return _drain(seen.engine, now - seen.draining_at, now, contract)
+    if seen.lacks:
+        return Decision("Stay", "Failed", seen.lacks.reason, seen.lacks.message)
+    if isinstance(seen.weights, Verdict):
+        return Decision("Stay", "Failed", seen.weights.reason, seen.weights.message)
+    if seen.engine:
+        return _watch(seen.engine, now, contract)
+    if seen.weights == "Reading":
+        return Decision("Stay", "VerifyingWeights")
+    return _start(seen, now, contract)
+
+
+def restart_delay(failures: int, was_ready: bool, backoff: Backoff) -> float:
+    """Seconds to wait after the `failures`-th failure in a row: doubling; none after an engine that was ready."""
+    doublings = failures - 2 if was_ready else failures - 1
+    if failures == 0 or doublings < 0:
+        return 0.0
+    return float(min(backoff.max_seconds, backoff.base_seconds * 2.0 ** min(doublings, 32)))
+
+
+def _watch(engine: EngineSeen, now: float, contract: NodeContract) -> Decision:
+    if engine.ended:
+        # Whatever its exit code: an engine is not a thing that finishes.
+        return Decision("Kill", "BackOff", "EngineFailed", f"the engine {engine.ended}")
+    if engine.ready_at is None:
+        if now - engine.started_at > contract.start_seconds:
+            late = f"the engine gave no token within {contract.start_seconds:g} s of its start"
+            return Decision("Kill", "BackOff", "EngineUnhealthy", late)
+        return Decision("Stay", "StartingEngine")
+    if engine.health_failures >= HEALTH_FAILURES:
+        return Decision(
+            "Kill", "BackOff", "EngineUnhealthy", f"the engine failed {HEALTH_FAILURES} health checks in a row"
+        )
+    if engine.stalled_seconds >= STALL_SECONDS:
+        stalled = f"the engine has generated no token for {STALL_SECONDS:g} s though asked to"
+        return Decision("Kill", "BackOff", "EngineUnhealthy", stalled)
+    return Decision("Stay", "Ready")
+
+
+def _start(seen: Seen, now: float, contract: NodeContract) -> Decision:
+    backoff = contract.backoff
+    if not seen.failure:
+        return Decision("Start", "StartingEngine")
+    if seen.failures > backoff.max_restarts:
+        spent = f"gave up after {backoff.max_restarts} restarts; last: {seen.failure.message}"
+        return Decision("Stay", "Failed", "RestartBudgetSpent", spent)
+    if now < seen.failed_at + restart_delay(seen.failures, seen.was_ready, backoff):
+        # No countdown in the message: it would change the deployment's status every second.
+        count = f"{seen.failure.message} (restart {seen.failures} of {backoff.max_restarts})"
+        return Decision("Stay", "BackOff", seen.failure.reason, count)
+    return Decision("Start", "StartingEngine", seen.failure.reason, seen.failure.message)
+
+
+def _drain(engine: EngineSeen | None, drained_for: float, now: float, contract: NodeContract) -> Decision:
+    if engine is None:
+        return Decision("Leave", "Draining")
+    if engine.ended or engine.ready_at is None:
+        return Decision("Kill", "Draining")
+    if engine.terminated_at is not None:
+        act: Literal["Stay", "Kill"] = "Kill" if now - engine.terminated_at >= END_SECONDS else "Stay"
+        return Decision(act, "Draining")
+    if engine.quiet_seconds >= QUIET_SECONDS:
+        return Decision("Terminate", "Draining")
+    if drained_for >= contract.drain_seconds:
+        return Decision("Terminate", "Draining", message=f"requests were cut after {contract.drain_seconds:g} s")
+    return Decision("Stay", "Draining")

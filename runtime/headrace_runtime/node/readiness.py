@@ -1,0 +1,144 @@
+"""Whether an engine answers: one generated token first, then its `/health` and its progress for as long as it lives.
+
+No single signal of vLLM is trusted. `/health` has said 200 on an engine that dies at its first request, so ready means
+one token. It also says 200 while only the front end lives and EngineCore hangs, so a token counter that does not move
+is asked to, with one token more. What counts as failed is decided in `decide.py`; here it is only measured.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
+PROMPT = "ready"
+
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+PROGRESS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_sum")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Seconds. A busy front end on a loaded core answers `/health` late, never as late as `health_timeout`."""
+
+    starting: float = 0.2
+    health: float = 1.0
+    health_timeout: float = 3.0
+    token_timeout: float = 60.0
+    progress: float = 10.0
+    draining: float = 0.5
+
+
+@dataclass
+class Health:
+    """What has been measured of one engine so far; written here, read by the agent's loop. Times are monotonic."""
+
+    ready_at: float | None = None
+    failures: int = 0
+    progressed_at: float = 0.0
+    """When it was last known to generate, or not to have been asked to."""
+    quiet_since: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Load:
+    """From an engine's `/metrics`."""
+
+    requests: float
+    """Running and waiting."""
+    progress: float
+    """A sum of counters that any computed token moves."""
+
+
+class Client:
+    """One engine's HTTP server, as its agent uses it."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+        self._session, self._url, self._model = session, url, model
+
+    async def healthy(self, seconds: float) -> bool:
+        try:
+            async with self._session.get(f"{self._url}/health", timeout=aiohttp.ClientTimeout(seconds)) as answer:
+                return answer.status == 200
+        except UNREACHABLE:
+            return False
+
+    async def generate(self, seconds: float) -> str:
+        """Have one token generated. Returns what went wrong, empty if nothing did."""
+        body = {"model": self._model, "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+        limit = aiohttp.ClientTimeout(seconds)
+        try:
+            async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=limit) as answer:
+                if answer.status != 200:
+                    return f"the first request was answered with status {answer.status}"
+                words = await answer.json()
+                return "" if words["usage"]["completion_tokens"] == 1 else "the first request gave no token"
+        except (*UNREACHABLE, ValueError, KeyError, TypeError) as error:
+            return f"the first request failed: {type(error).__name__}"
+
+    async def load(self, seconds: float) -> Load | None:
+        """None when the engine does not say."""
+        try:
+            async with self._session.get(f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(seconds)) as answer:
+                return parse_load(await answer.text()) if answer.status == 200 else None
+        except (*UNREACHABLE, ValueError):
+            return None
+
+
+def parse_load(text: str) -> Load | None:
+    """From the Prometheus text of vLLM; None if it does not count its requests. ValueError if it is no such text."""
+    sums = dict.fromkeys((RUNNING, WAITING, *PROGRESS), 0.0)
+    seen = set()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in sums:
+                sums[sample.name] += sample.value
+                seen.add(sample.name)
+    if RUNNING not in seen:
+        return None
+    return Load(requests=sums[RUNNING] + sums[WAITING], progress=sum(sums[name] for name in PROGRESS))
+
+
+async def watch(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+    """Measure one engine into `health` until cancelled."""
+    while not await client.healthy(intervals.health_timeout):  # noqa: ASYNC110 - what is polled is another process
+        await asyncio.sleep(intervals.starting)
+    while problem := await client.generate(intervals.token_timeout):
+        health.error = problem
+        await asyncio.sleep(intervals.health)
+    health.error = ""
+    health.ready_at = health.progressed_at = now()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_watch_health(client, health, intervals))
+        tasks.create_task(_watch_progress(client, health, intervals, now))
+
+
+async def _watch_health(client: Client, health: Health, intervals: Intervals) -> None:
+    while True:
+        health.failures = 0 if await client.healthy(intervals.health_timeout) else health.failures + 1
+        await asyncio.sleep(intervals.health)
+
+
+async def _watch_progress(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+    last = -1.0
+    while True:
+        load = await client.load(intervals.health_timeout)
+        if load and load.progress != last:
+            last, health.progressed_at = load.progress, now()
+        elif not await client.generate(intervals.token_timeout):
+            health.progressed_at = now()
+        await asyncio.sleep(intervals.progress)
+
+
+async def watch_quiet(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+    """While draining, in place of `watch`: measure since when the engine has had no request, until cancelled."""
+    while True:
+        load = await client.load(intervals.health_timeout)
+        if load is None or load.requests > 0:
+            health.quiet_since = None
+        elif health.quiet_since is None:
+            health.quiet_since = now()
+        await asyncio.sleep(intervals.draining)

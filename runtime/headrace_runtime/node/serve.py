@@ -1,0 +1,60 @@
+"""`headrace_runtime node`: builds the agent of one pod from its contract and runs it as the pod's first process."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from headrace_runtime.contract import NodeContract, Place
+from headrace_runtime.engine import arguments
+from headrace_runtime.node import http, sweep
+from headrace_runtime.node.agent import Agent, Image
+from headrace_runtime.node.engine import EngineParts
+from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
+from headrace_runtime.node.output import Output
+from headrace_runtime.node.preflight import installed, lacks
+from headrace_runtime.node.process import Children
+from headrace_runtime.node.raylet import Raylet
+from headrace_runtime.node.readiness import Client, Intervals
+
+log = logging.getLogger(__name__)
+
+
+def main(contract: NodeContract, place: Place) -> None:
+    """Run until SIGTERM and the drain that follows. Raises NotOursError, ClashError; OSError for a port in use."""
+    asyncio.run(_serve(contract, place))
+
+
+async def _serve(contract: NodeContract, place: Place) -> None:
+    run_dir = Path(place.run_dir)
+    sweep.prepare(run_dir)
+    sweep.sweep()
+    children = Children()
+    children.adopt_orphans()
+    image = Image(installed("vllm"), lacks(contract, installed("vllm"), installed("ray")))
+    output = Output(run_dir / "engine.log")
+    raylet = Raylet(children, contract.ray, place, installed("ray") or "") if contract.ray and not image.lacks else None
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        client = Client(session, f"http://{place.address}:{place.engine_port}", contract.model.served_name)
+        parts = EngineParts(_launcher(contract, place, children), client, output, Intervals())
+        agent = Agent(contract, place, image, parts, raylet)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, agent.drain)
+        runner = await http.listen(http.application(agent), place)
+        try:
+            await agent.run()
+        finally:
+            await runner.cleanup()
+            output.close()
+    log.info("left")
+
+
+def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:
+    command = arguments.command(contract, place)
+    program = arguments.launch_argv(sys.executable, command, contract.engine.device)
+    if contract.engine.device == arguments.CPU:
+        return ZygoteLauncher(children, program, command)
+    return PlainLauncher(children, program, command.env)

@@ -1,0 +1,189 @@
+"""The agent's one step, as a table: what is seen, what is done, what the status says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace_runtime.contract import Backoff, Engine, Model, NodeContract
+from headrace_runtime.node.decide import (
+    END_SECONDS,
+    HEALTH_FAILURES,
+    QUIET_SECONDS,
+    STALL_SECONDS,
+    Decision,
+    EngineSeen,
+    Seen,
+    Verdict,
+    decide,
+    restart_delay,
+)
+
+NOW = 1000.0
+CONTRACT = NodeContract(
+    namespace="demo",
+    deployment="chat",
+    revision="r1",
+    role="serve",
+    model=Model(source="node:///m", served_name="m"),
+    engine=Engine(device="cpu"),
+    backoff=Backoff(base_seconds=5, max_seconds=60, max_restarts=3),
+    drain_seconds=30,
+    start_seconds=600,
+)
+READY = EngineSeen(started_at=NOW - 100, ready_at=NOW - 80)
+CRASH = Verdict("EngineFailed", "the engine ended by SIGKILL")
+
+
+def step(seen: Seen) -> Decision:
+    return decide(seen, NOW, CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("seen", "act", "phase", "reason"),
+    [
+        pytest.param(Seen(weights="Usable", engine=READY), "Stay", "Ready", "", id="nothing to do"),
+        pytest.param(Seen(), "Stay", "VerifyingWeights", "", id="no engine before the weights are read"),
+        pytest.param(Seen(weights="Usable"), "Start", "StartingEngine", "", id="usable weights start the engine"),
+        pytest.param(
+            Seen(lacks=Verdict("EngineMissing", "no vLLM"), weights="Usable"),
+            "Stay", "Failed", "EngineMissing", id="an image without an engine is said, not tried",
+        ),
+        pytest.param(
+            Seen(weights=Verdict("DigestMismatch", "a.safetensors: SHA-256 is")),
+            "Stay", "Failed", "DigestMismatch", id="wrong weights never start an engine",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(started_at=NOW - 10)),
+            "Stay", "StartingEngine", "", id="a starting engine is given its time",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(started_at=NOW - 601)),
+            "Kill", "BackOff", "EngineUnhealthy", id="an engine without a token is started anew after startSeconds",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 9, NOW - 5, ended="ended with exit code 0")),
+            "Kill", "BackOff", "EngineFailed", id="exit code 0 is a failure too",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 9, NOW - 5, health_failures=HEALTH_FAILURES - 1)),
+            "Stay", "Ready", "", id="a few failed health checks are borne",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 9, NOW - 5, health_failures=HEALTH_FAILURES)),
+            "Kill", "BackOff", "EngineUnhealthy", id="too many failed health checks are not",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, stalled_seconds=STALL_SECONDS)),
+            "Kill", "BackOff", "EngineUnhealthy", id="an engine that generates nothing hangs, whatever its health says",
+        ),
+        pytest.param(
+            Seen(weights="Usable", failures=1, failed_at=NOW - 0.1, was_ready=True, failure=CRASH),
+            "Start", "StartingEngine", "EngineFailed", id="an engine that was ready is started again at once",
+        ),
+        pytest.param(
+            Seen(weights="Usable", failures=1, failed_at=NOW - 4.9, failure=CRASH),
+            "Stay", "BackOff", "EngineFailed", id="one that was not waits for the backoff",
+        ),
+        pytest.param(
+            Seen(weights="Usable", failures=3, failed_at=NOW - 19, failure=CRASH),
+            "Stay", "BackOff", "EngineFailed", id="the third failure waits four times as long",
+        ),
+        pytest.param(
+            Seen(weights="Usable", failures=3, failed_at=NOW - 20, failure=CRASH),
+            "Start", "StartingEngine", "EngineFailed", id="and then the engine starts",
+        ),
+        pytest.param(
+            Seen(weights="Usable", failures=4, failed_at=NOW - 9999, failure=CRASH),
+            "Stay", "Failed", "RestartBudgetSpent", id="a spent budget ends it",
+        ),
+    ],
+)  # fmt: skip
+def test_one_step(seen: Seen, act: str, phase: str, reason: str) -> None:
+    decision = step(seen)
+    assert (decision.act, decision.phase, decision.reason) == (act, phase, reason)
+
+
+@pytest.mark.parametrize(
+    ("engine", "drained_for", "act"),
+    [
+        pytest.param(None, 0.0, "Leave", id="leaves when there is no engine"),
+        pytest.param(READY, 1.0, "Stay", id="streams go on"),
+        pytest.param(
+            EngineSeen(NOW - 9, NOW - 5, quiet_seconds=QUIET_SECONDS), 3.0, "Terminate", id="ends it once it is quiet"
+        ),
+        pytest.param(READY, 30.0, "Terminate", id="ends it when the time is up"),
+        pytest.param(EngineSeen(NOW - 9), 0.0, "Kill", id="an engine that never was ready has no streams"),
+        pytest.param(EngineSeen(NOW - 9, NOW - 5, ended="ended by SIGKILL"), 1.0, "Kill", id="cleans up after a crash"),
+        pytest.param(
+            EngineSeen(NOW - 9, NOW - 5, terminated_at=NOW - 1, quiet_seconds=9),
+            9.0,
+            "Stay",
+            id="lets it end by itself",
+        ),
+        pytest.param(
+            EngineSeen(NOW - 99, NOW - 95, terminated_at=NOW - END_SECONDS), 99.0, "Kill", id="kills what does not end"
+        ),
+    ],
+)
+def test_a_drain(engine: EngineSeen | None, drained_for: float, act: str) -> None:
+    decision = step(Seen(weights="Usable", engine=engine, draining_at=NOW - drained_for))
+    assert (decision.act, decision.phase) == (act, "Draining")
+
+
+def test_a_drain_says_what_it_cut() -> None:
+    decision = step(Seen(weights="Usable", engine=READY, draining_at=NOW - 31))
+    assert decision.message == "requests were cut after 30 s"
+
+
+def test_a_spent_budget_tells_the_last_failure() -> None:
+    decision = step(Seen(weights="Usable", failures=4, failure=CRASH))
+    assert decision.message == "gave up after 3 restarts; last: the engine ended by SIGKILL"
+
+
+@given(
+    failures=st.integers(0, 10_000),
+    was_ready=st.booleans(),
+    base=st.floats(0.1, 100),
+    cap=st.floats(0.1, 1000),
+)
+def test_the_backoff_never_shrinks_and_never_passes_its_maximum(
+    failures: int, was_ready: bool, base: float, cap: float
+) -> None:
+    backoff = Backoff(base_seconds=base, max_seconds=cap)
+    delay = restart_delay(failures, was_ready, backoff)
+    assert 0 <= delay <= cap
+    assert delay <= restart_delay(failures + 1, was_ready, backoff)
+    assert restart_delay(failures, True, backoff) <= restart_delay(failures, False, backoff)
+
+
+@given(
+    engine=st.none()
+    | st.builds(
+        EngineSeen,
+        started_at=st.floats(0, NOW),
+        ready_at=st.none() | st.floats(0, NOW),
+        ended=st.sampled_from(["", "ended with exit code 0"]),
+        health_failures=st.integers(0, 9),
+        stalled_seconds=st.floats(0, 99),
+        quiet_seconds=st.floats(0, 99),
+        terminated_at=st.none() | st.floats(0, NOW),
+    ),
+    weights=st.sampled_from(["Reading", "Usable", Verdict("DigestMismatch", "x")]),
+    draining_at=st.none() | st.floats(0, NOW),
+    failures=st.integers(0, 9),
+)
+def test_never_two_engines_and_none_from_weights_that_are_not_verified(
+    engine: EngineSeen | None, weights: object, draining_at: float | None, failures: int
+) -> None:
+    failure = CRASH if failures else None
+    decision = step(
+        Seen(weights=weights, engine=engine, draining_at=draining_at, failures=failures, failure=failure)  # type: ignore[arg-type]
+    )
+    if decision.act == "Start":
+        assert engine is None
+        assert weights == "Usable"
+        assert draining_at is None
+    if decision.act in ("Kill", "Terminate"):
+        assert engine is not None
+    if decision.act == "Leave":
+        assert draining_at is not None
