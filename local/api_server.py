@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -28,6 +29,18 @@ READY_WITHIN = 60.0
 END_WITHIN = 5.0
 
 
+PROGRAMS = ("openssl", "setpriv")
+
+
+def obstacle() -> str | None:
+    """Why no API server can run here, or None."""
+    if sys.platform != "linux":
+        return f"the API server is built and run on Linux only, and this is {sys.platform}"
+    if not packages.installable() and (names := packages.missing(*PROGRAMS)):
+        return f"the API server needs these system packages (names as in Debian): {' '.join(names)}"
+    return None
+
+
 @contextmanager
 def api_server() -> Iterator[Path]:
     """Runs an API server while the block runs, and gives the path of a kubeconfig with all rights.
@@ -37,7 +50,7 @@ def api_server() -> Iterator[Path]:
     Raises:
         LocalError: it cannot be built or does not start here; the message holds its last words.
     """
-    packages.require("openssl", "setpriv")
+    packages.require(*PROGRAMS)
     program = toolchain.kubernetes()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-api-")))

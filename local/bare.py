@@ -48,6 +48,7 @@ PROGRAMS = (
     "conntrack",
     "ip",
     "nsenter",
+    "setsid",
     "unshare",
     "openssl",
     "/usr/lib/cni/bridge",
@@ -126,6 +127,11 @@ class Bare:
         with self._locked():
             self._require_up()
             self._mount(mounts, steps)
+
+    def mounts(self) -> list[Mount]:
+        """The folders that its nodes show."""
+        self._require_up()
+        return node.read_mounts(self.layout)
 
     # ---- one node
 

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from local import toolchain
+from local import build, demo, toolchain
 from local.api_server import api_server
 from local.choice import choose
 from local.layout import Mount
@@ -162,6 +162,11 @@ def serve_api() -> None:
     with api_server() as path:
         click.echo(path)
         ended.wait()
+
+
+main.add_command(build.main)
+main.add_command(demo.main)
+main.add_command(demo.down)
 
 
 def _become(command: list[str], path: Path) -> None:

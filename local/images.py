@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -38,10 +39,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class ArchivedImage:
-    """One image of an archive: its full name, and the digest of its manifest (none in the format of `docker save`)."""
+    """One image of an archive: its full name, and what tells it from others of that name."""
 
     name: str
-    digest: str | None
+    # Of its manifest (OCI) or of its configuration (`docker save` writes no manifest).
+    digest: str
     # Whether the archive says the name in containerd's own annotation; without it an import makes up a name.
     named_for_containerd: bool
 
@@ -157,8 +159,7 @@ def read_names(archive: Path) -> list[ArchivedImage]:
             if "index.json" in names:
                 return _read_index(archive, _load(tar, "index.json"))
             if "manifest.json" in names:
-                tags = [tag for image in _load(tar, "manifest.json") for tag in image.get("RepoTags") or ()]
-                return [ArchivedImage(tag, None, named_for_containerd=True) for tag in tags]
+                return _read_manifest(archive, _load(tar, "manifest.json"))
     except (OSError, tarfile.TarError, ValueError) as error:
         raise LocalError(f"{archive}: cannot be read as an image archive: {error}") from error
     raise LocalError(f"{archive}: holds neither index.json (OCI) nor manifest.json (docker save)")
@@ -175,6 +176,19 @@ def _read_index(archive: Path, index: dict[str, Any]) -> list[ArchivedImage]:
                 "write it with `buildah push IMAGE oci-archive:FILE:localhost/NAME:TAG`"
             )
         images.append(ArchivedImage(name, str(entry["digest"]), named_for_containerd=NAME in annotations))
+    return images
+
+
+def _read_manifest(archive: Path, manifest: list[dict[str, Any]]) -> list[ArchivedImage]:
+    images = []
+    for entry in manifest:
+        if not entry.get("RepoTags"):
+            raise LocalError(f"{archive}: holds an image without a name; write it with `docker save NAME:TAG`")
+        digest = re.search(r"[0-9a-f]{64}", entry["Config"])
+        if digest is None:
+            raise LocalError(f"{archive}: {entry['Config']} is not named by its digest")
+        names = entry["RepoTags"]
+        images += [ArchivedImage(name, f"sha256:{digest[0]}", named_for_containerd=True) for name in names]
     return images
 
 

@@ -27,15 +27,23 @@ def import_archive(archive: Path, socket: Path) -> bool:
     wait_until(
         f"containerd answers at {socket}", lambda: attempt("ctr", "--address", socket, "version").returncode == 0, 60
     )
-    if images and all(image.digest is not None for image in images):
-        there = known_digests(run(*client, "list"))
-        if all(there.get(image.name) == image.digest for image in images):
-            return False
+    there = known_digests(run(*client, "list"))
+    if images and all(_is_there(image, there, socket) for image in images):
+        return False
     if all(image.named_for_containerd for image in images):
         run(*client, "import", archive)
     else:
         _import_renamed(archive, images, [*client, "import", "-"])
     return True
+
+
+def _is_there(image: ArchivedImage, there: dict[str, str], socket: Path) -> bool:
+    manifest = there.get(image.name)
+    if manifest is None or manifest == image.digest:
+        return manifest is not None
+    words = run("ctr", "--address", socket, "--namespace", NAMESPACE, "content", "get", manifest)
+    config: dict[str, str] = json.loads(words).get("config", {})
+    return config.get("digest") == image.digest
 
 
 def known_digests(listing: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Names, addresses and paths of the bare cluster: what `bare`, `sandbox`, `network` and the tests must agree on.
 
-Everything is fixed, so one machine runs one such cluster, and whatever a killed command left is found by its name
-alone.
+Every name follows from the cluster's, so whatever a killed command left is found by name alone. Addresses are the same
+in all clusters: each has a network of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from local.errors import LocalError
 
-NAME = "headrace-local"
+# Another name is another cluster, beside the first: how the tests wreck one without harm to the other.
+NAME = os.environ.get("HEADRACE_LOCAL_NAME") or "headrace-local"
 # The network namespace that holds the switch between the nodes and the control plane.
-HUB = "headrace-hub"
+HUB = f"{NAME}-hub"
 SERVICES = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"
 DNS_SERVICE = "10.96.0.10"
@@ -39,7 +40,7 @@ class Node:
     @property
     def namespace(self) -> str:
         """Its network namespace on the machine."""
-        return f"headrace-{self.name}"
+        return f"{NAME}-{self.name}"
 
     @property
     def link(self) -> str:

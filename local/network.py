@@ -7,10 +7,11 @@ network (addresses, routes, iptables, forwarding) is not touched: it does not ev
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.layout import HUB, HUB_ADDRESS, SERVICES, Node
+from local.layout import HUB, HUB_ADDRESS, NAME, SERVICES, Node
 from local.programs import attempt, run, wait_until
 
 NAMESPACES = Path("/run/netns")
@@ -19,7 +20,8 @@ SWITCH = "br0"
 
 def namespaces() -> list[str]:
     """The network namespaces of this cluster that exist."""
-    return sorted(entry.name for entry in NAMESPACES.glob("headrace-*"))
+    ours = re.compile(rf"{re.escape(NAME)}-(hub|n[1-9])")
+    return sorted(entry.name for entry in NAMESPACES.glob(f"{NAME}-*") if ours.fullmatch(entry.name))
 
 
 def create_hub() -> None:

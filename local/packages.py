@@ -22,6 +22,7 @@ PACKAGES = {
     "conntrack": "conntrack",
     "ip": "iproute2",
     "nsenter": "util-linux",
+    "setsid": "util-linux",
     "unshare": "util-linux",
     "setpriv": "util-linux",
     "openssl": "openssl",
@@ -44,7 +45,7 @@ def require(*programs: str) -> None:
     if not wanted:
         return
     names = " ".join(wanted)
-    if os.geteuid() != 0 or not _has_apt():
+    if not installable():
         raise LocalError(f"these system packages are missing (names as in Debian): {names}")
     with cache.locked("apt"):
         _install(wanted)
@@ -55,6 +56,11 @@ def require(*programs: str) -> None:
 def missing(*programs: str) -> list[str]:
     """The packages of those programs that are not on this machine, sorted, each once."""
     return sorted({package for program in programs if not _there(program) for package in PACKAGES[program].split()})
+
+
+def installable() -> bool:
+    """Whether missing packages can be installed without asking: by root, with apt."""
+    return os.geteuid() == 0 and _has_apt()
 
 
 def _there(program: str) -> bool:

@@ -76,15 +76,16 @@ def launch(
     ]
     command = [*isolate, "--propagation", "private", "bash", str(INIT), name, str(folder), role]
     with (folder / "init.log").open("a") as log:
-        subprocess.Popen(
-            ["bash", "-c", joins + "exec " + shlex.join(command)],
+        # bash is in the cgroups before it forks, and setsid leaves no child that would be ours to wait for.
+        subprocess.run(
+            ["bash", "-c", joins + "exec setsid --fork " + shlex.join(command)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
             cwd="/",
             env=ENVIRONMENT,
             pass_fds=[] if pass_fd is None else [pass_fd],
+            check=True,
         )
 
 
