@@ -8,6 +8,9 @@ UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 export UV_CACHE_DIR := $(CACHE)/uv-cache
 BIN := .venv/bin
 PYTHON ?= python3
+# Of the GPU image: as in runtime/Dockerfile.
+VLLM_VERSION := 0.32.0
+ENGINE_PLATFORM := --python-version 3.12 --python-platform x86_64-manylinux_2_28
 
 .PHONY: help
 help: ## This list
@@ -32,6 +35,8 @@ lock: | $(UV) ## Resolve the dependencies anew into the lock files (hashes, no a
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra dev --python-version 3.11 pyproject.toml --constraint tests/build-requirements.txt tests/build-requirements.txt -o tests/requirements.lock
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra operator --python-version 3.11 pyproject.toml -o operator/requirements.lock
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --extra gateway --python-version 3.11 pyproject.toml -o runtime/requirements.lock
+	echo 'vllm==$(VLLM_VERSION)' | $(UV) pip compile --quiet $(ENGINE_PLATFORM) --extra runtime pyproject.toml - -o $(CACHE)/engine-constraints.txt
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header $(ENGINE_PLATFORM) --extra gateway pyproject.toml runtime/engine-requirements.in --constraint $(CACHE)/engine-constraints.txt --overrides runtime/engine-overrides.in -o runtime/engine-requirements.lock
 
 .PHONY: guard
 guard: ## Folders that break Python when they become packages
@@ -87,3 +92,29 @@ test: check test-api test-runtime test-cluster ## Everything, the real cluster i
 .PHONY: golden-update
 golden-update: install ## Write the golden files anew; read the difference before you commit it
 	GOLDEN_UPDATE=1 $(PYTEST) -q tests/golden
+
+.PHONY: generate
+generate: install ## Write the files that are made from code: CRDs, chart rules, install.yaml, docs/api.md
+	$(BIN)/python -m headrace_operator.generate
+	$(BIN)/python -m local.chart
+
+.PHONY: verify
+verify: install
+	$(BIN)/python -m headrace_operator.generate --check
+	$(BIN)/python -m local.chart --check
+
+.PHONY: images
+images: install ## Images of operator and runtime, with Docker or buildah (what is built already is kept)
+	$(BIN)/python -m local images
+
+.PHONY: images-gpu
+images-gpu: install ## Image of the GPU engine, upon vLLM's own: needs a registry and about 30 GB
+	$(BIN)/python -m local images engine
+
+.PHONY: demo
+demo: install ## A cluster, the operator, a model in two roles, and a question to it
+	$(BIN)/python -m local demo
+
+.PHONY: demo-down
+demo-down: install ## Remove the demo and its cluster
+	$(BIN)/python -m local demo-down

@@ -18,9 +18,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from local import cache, images, packages
+import click
+
+from local import cache, images, kind, packages
 from local.errors import LocalError
 from local.programs import attempt, run
+from local.steps import Steps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Tool = Literal["docker", "buildah"]
@@ -79,10 +82,11 @@ def tool(wanted: str = "auto") -> Tool:
     Raises:
         LocalError: neither is there, or not the wanted one.
     """
-    if wanted in ("auto", "docker") and attempt("docker", "version", "--format", "{{.Server.Version}}").returncode == 0:
+    obstacle = kind.obstacle()
+    if wanted in ("auto", "docker") and obstacle is None:
         return "docker"
     if wanted == "docker":
-        raise LocalError("no Docker daemon answers (`docker version` fails); --tool buildah needs none")
+        raise LocalError(f"Docker cannot build here: {obstacle}; --tool buildah needs no daemon")
     packages.require("buildah", "unshare")
     return "buildah"
 
@@ -215,3 +219,17 @@ def _version() -> str:
     if not found:
         raise LocalError("pyproject.toml: no version")
     return found[1]
+
+
+@click.command("images")
+@click.argument("targets", nargs=-1, type=click.Choice(list(TARGETS)))
+@click.option("--tool", "wanted", type=click.Choice(["auto", "docker", "buildah"]), default="auto", show_default=True)
+def main(targets: tuple[str, ...], wanted: str) -> None:
+    """Build the project's images into the user's cache: operator and runtime, or the TARGETS.
+
+    `engine`, the image of GPU engines, starts from vLLM's own image: it needs a registry and some 30 GB.
+    """
+    for name in targets or LOCAL_TARGETS:
+        with Steps().step(f"image {name}"):
+            built = build(TARGETS[name], wanted)
+        click.echo(f"{built.reference}  {built.bytes / 1e6:.0f} MB  {built.archive}")

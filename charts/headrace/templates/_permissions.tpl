@@ -1,0 +1,39 @@
+{{- /* Made by `make generate` from headrace_operator/permissions.py; never edited. */ -}}
+{{- define "headrace.rules" -}}
+# what is looked after
+- apiGroups: ["headrace.dev"]
+  resources: ["inferencedeployments"]
+  verbs: ["get", "list", "watch"]
+# its status, and nothing else of it
+- apiGroups: ["headrace.dev"]
+  resources: ["inferencedeployments/status"]
+  verbs: ["patch"]
+# for owner references that block deletion, where OwnerReferencesPermissionEnforcement is on
+- apiGroups: ["headrace.dev"]
+  resources: ["inferencedeployments/finalizers"]
+  verbs: ["update"]
+# heads and engines; a gateway may get, list and watch pods, and who grants that must hold it
+- apiGroups: [""]
+  resources: ["pods"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# contracts, gateways' identities, addresses
+- apiGroups: [""]
+  resources: ["configmaps", "serviceaccounts", "services"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# gateways
+- apiGroups: ["apps"]
+  resources: ["deployments"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# a gateway's right to watch the pods of its namespace
+- apiGroups: ["rbac.authorization.k8s.io"]
+  resources: ["rolebindings", "roles"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# the token of a Ray cluster, made once and never read back
+- apiGroups: [""]
+  resources: ["secrets"]
+  verbs: ["create"]
+# what happened, and why a pod hangs
+- apiGroups: [""]
+  resources: ["events"]
+  verbs: ["create", "list"]
+{{- end }}

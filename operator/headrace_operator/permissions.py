@@ -1,0 +1,85 @@
+"""What the operator may do in a cluster: the one list that the chart's roles are made from and the tests compare with.
+
+The tests hold it from both sides: every call that the operator makes is in here, and what is in here is called, or is
+named in `held_for` as held without being called. Pure; written out by `generate.py`, never read by a running operator.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace_operator import names
+
+RBAC = "rbac.authorization.k8s.io"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a role. Resources may name a subresource (`pods/status`); no wildcard is ever used."""
+
+    group: str
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+    why: str
+    held_for: tuple[str, ...] = ()
+    """Those of the verbs that are never called, but which the API server wants to see; `why` says what for."""
+
+
+APPLIED = ("get", "list", "watch", "create", "patch", "delete")
+"""`get` sees, before an object is first applied, that its name is not somebody else's. Server-side apply is `patch`, and also `create` where the object does not exist yet."""
+
+RULES: tuple[Rule, ...] = (
+    Rule(names.GROUP, (names.PLURAL,), ("get", "list", "watch"), "what is looked after"),
+    Rule(names.GROUP, (f"{names.PLURAL}/status",), ("patch",), "its status, and nothing else of it"),
+    Rule(
+        names.GROUP,
+        (f"{names.PLURAL}/finalizers",),
+        ("update",),
+        "for owner references that block deletion, where OwnerReferencesPermissionEnforcement is on",
+        held_for=("update",),
+    ),
+    Rule(
+        "",
+        ("pods",),
+        APPLIED,
+        "heads and engines; a gateway may get, list and watch pods, and who grants that must hold it",
+    ),
+    Rule("", ("configmaps", "serviceaccounts", "services"), APPLIED, "contracts, gateways' identities, addresses"),
+    Rule("apps", ("deployments",), APPLIED, "gateways"),
+    Rule(RBAC, ("rolebindings", "roles"), APPLIED, "a gateway's right to watch the pods of its namespace"),
+    Rule("", ("secrets",), ("create",), "the token of a Ray cluster, made once and never read back"),
+    Rule("", ("events",), ("create", "list"), "what happened, and why a pod hangs"),
+)
+"""Held in every namespace that the operator looks after, and nowhere else."""
+
+
+def allowed(*, called_only: bool = False) -> Iterator[tuple[str, str, str]]:
+    """The rules as (group, resource, verb); with `called_only` without those that are held but never called."""
+    for rule in RULES:
+        for resource in rule.resources:
+            for verb in rule.verbs:
+                if not (called_only and verb in rule.held_for):
+                    yield rule.group, resource, verb
+
+
+def chart_template() -> str:
+    """The text of `charts/headrace/templates/_permissions.tpl`."""
+    return (
+        (
+            "{{- /* Made by `make generate` from headrace_operator/permissions.py; never edited. */ -}}\n"
+            '{{- define "headrace.rules" -}}\n'
+        )
+        + "".join(map(_yaml, RULES))
+        + "{{- end }}\n"
+    )
+
+
+def _yaml(rule: Rule) -> str:
+    def words(items: tuple[str, ...]) -> str:
+        return "[" + ", ".join(f'"{item}"' for item in items) + "]"
+
+    return (
+        f"# {rule.why}\n"
+        f"- apiGroups: {words((rule.group,))}\n"
+        f"  resources: {words(rule.resources)}\n"
+        f"  verbs: {words(rule.verbs)}\n"
+    )
