@@ -1,9 +1,10 @@
 """What the operator tells a runtime process: one JSON file, read once at start.
 
 The bridge between the two packages, and the only module of the runtime that the operator imports: standard library and
-pydantic only, no I/O. The operator writes a contract into a ConfigMap (`desired/contracts.py`); `__main__` reads it, and
-each process (`node`, `head`, `gateway`) gets its own kind. Facts of one pod (its name, address, node) are not in it: many
-pods share one contract, and `Place` carries those facts. An unknown field or version is an error, never skipped.
+pydantic only, no I/O. The operator writes a contract into a ConfigMap (`desired/contracts.py`); `__main__` reads it,
+and each process (`node`, `head`, `gateway`) gets its own kind. Facts of one pod (its name, address, node) are not in
+it: many pods share one contract, and `Place` carries those facts. An unknown field or version is an error, never
+skipped.
 
 A field whose docstring says *live* may change under a running process; all others need a new process.
 """
@@ -52,7 +53,7 @@ class Integrity(Frozen):
     files: dict[str, str] | None = None
     """SHA-256 in hex of each file, by path relative to the model's folder. None: no manifest was given."""
     digest: str | None = None
-    """Digest of the whole folder (`sha256:…`, see `node/weights.py`), pinned at the first load. None: pin what is there."""
+    """Digest of the whole folder (`sha256:…`; `node/weights.py`), pinned at the first load. None: pin what is met."""
 
 
 class Model(Frozen):

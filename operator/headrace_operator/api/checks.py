@@ -4,6 +4,7 @@ Pure. `rules.py` lists them beside their CEL twins and says which places of the 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import pairwise
@@ -11,9 +12,10 @@ from typing import Any
 
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.engine import Engine
-from headrace_operator.api.options import ALIKE, OWNED, QUANTIZATIONS, owned
+from headrace_operator.api.options import ALIKE, OWNED, QUANTIZATIONS
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Volume
+from headrace_runtime.contract import owned_option
 
 Problems = Iterator[Problem]
 OUR_LABELS = "headrace.dev/"
@@ -136,7 +138,7 @@ def split_options(spec: InferenceDeploymentSpec) -> Problems:
         return
     prefill, decode = pair
     for option in ALIKE:
-        one, other = prefill.engine.extra_args.get(option), decode.engine.extra_args.get(option)
+        one, other = (role.engine.extra_args.get(option, "none") for role in (prefill, decode))
         if one != other:
             values = f"prefill has {one}, decode {other}"
             yield Problem("spec.roles", f"engine.extraArgs.{option} must be the same in both roles: {values}")
@@ -174,7 +176,7 @@ def split_context(spec: InferenceDeploymentSpec) -> Problems:
 def extra_args(spec: InferenceDeploymentSpec) -> Problems:
     for path, engine in _engines(spec):
         for option in engine.extra_args:
-            if (name := owned(option)) is not None:
+            if (name := owned_option(option)) is not None:
                 says = "" if name == option else f" means {name}, which"
                 yield Problem(f"{path}.extraArgs.{option}", f"{says} is not free here: {OWNED[name]}".strip())
 
@@ -196,6 +198,13 @@ def draft_model(spec: InferenceDeploymentSpec) -> Problems:
             yield Problem(
                 f"{path}.speculative.model", f"is for the methods Eagle3 and DraftModel, which need it: {fix}"
             )
+
+
+def env_names(spec: InferenceDeploymentSpec) -> Problems:
+    for path, engine in _engines(spec):
+        for name, count in Counter(variable.name for variable in engine.env).items():
+            if count > 1:
+                yield Problem(f"{path}.env", f"has {name} {count} times: keep the one that is meant")
 
 
 def env(spec: InferenceDeploymentSpec) -> Problems:

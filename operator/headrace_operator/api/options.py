@@ -54,7 +54,11 @@ OWNED: Final[dict[str, str]] = {
     "ssl-ca-certs": "set spec.gateway.tls",
     "headless": _OWNED,
     "api-server-count": _OWNED,
+    "grpc": _OWNED,
+    "shutdown-timeout": "set spec.drain.timeout",
     "enable-log-requests": "prompts are never logged",
+    "enable-log-outputs": "answers are never logged",
+    "enable-log-deltas": "answers are never logged",
     "nnodes": _ONE_POD,
     "node-rank": _ONE_POD,
     "master-addr": _ONE_POD,
@@ -67,6 +71,7 @@ OWNED: Final[dict[str, str]] = {
     "data-parallel-backend": _ONE_POD,
     "data-parallel-external-lb": _ONE_POD,
     "data-parallel-hybrid-lb": _ONE_POD,
+    "data-parallel-multi-port-external-lb": _ONE_POD,
 }
 """Options that are refused in `extraArgs`, and what to do in their place."""
 
@@ -79,11 +84,3 @@ QUANTIZATIONS: Final = (
     "humming", "inc", "int8_per_channel_weight_only", "modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8",
     "moe_wna16", "mxfp4", "mxfp8", "nvfp4_per_token", "online", "quark", "torchao",
 )  # fmt: skip
-
-
-def owned(option: str) -> str | None:
-    """The owned option that `option` means, or None. The engine accepts `no-` forms and any unambiguous beginning."""
-    plain = option.replace("_", "-").removeprefix("no-")
-    if plain in OWNED:
-        return plain
-    return next((name for name in sorted(OWNED) if name.startswith(plain)), None)

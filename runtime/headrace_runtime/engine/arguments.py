@@ -57,8 +57,6 @@ def command(contract: NodeContract, place: Place) -> Command:
         "shutdown-timeout": round(contract.drain_seconds),
         **_model(contract),
         **_parallelism(engine.parallelism),
-        **_defaults(engine),
-        **engine.extra_args,
     }
     env = _environment(place)
     if engine.device == CPU:
@@ -66,6 +64,7 @@ def command(contract: NodeContract, place: Place) -> Command:
     if engine.transfer is not None:
         options["kv-transfer-config"] = _transfer(engine.transfer, contract.role)
         env |= _transfer_environment(engine, place)
+    options |= _defaults(engine) | engine.extra_args
     return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
 
 

@@ -189,8 +189,9 @@ def import_vllm() -> None:
     `CpuPlatform.check_and_update_config` sets VLLM_WORKER_MULTIPROC_METHOD to spawn whatever the user chose, so the
     function that reads it is replaced, before the modules that import it by name are loaded.
     """
-    system = importlib.import_module("vllm.utils.system_utils")
-    vars(system)["get_mp_context"] = lambda: multiprocessing.get_context("fork")
+    import vllm.utils.system_utils as system  # noqa: PLC0415 - takes seconds, and the tests of `parse` need none of it
+
+    system.get_mp_context = lambda: multiprocessing.get_context("fork")
     for module in WARM:
         importlib.import_module(module)
 
