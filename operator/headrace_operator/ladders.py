@@ -134,7 +134,9 @@ def accepted(known: Known) -> Judgement:
 def model_ready(known: Known) -> Judgement:
     if known.manifest_missing:
         return Judgement(
-            "False", Reason.MANIFEST_NOT_FOUND, "the ConfigMap of spec.model.integrity.manifest is not there"
+            "False",
+            Reason.MANIFEST_NOT_FOUND,
+            "spec.model.integrity.manifest: no ConfigMap of that name with the key SHA256SUMS as `sha256sum` writes it",
         )
     if (rung := unknown(known)) is not None:
         return rung

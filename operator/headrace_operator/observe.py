@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 
 from headrace_operator import names
+from headrace_operator.api.manifest import read_checksums
 from headrace_operator.cluster import CONFIG_MAP, Cluster, Runtime
 from headrace_operator.errors import ClusterError
 from headrace_operator.facts import mount_blocker, read_pod, secrets_missed, waits_for_volumes
@@ -39,8 +40,7 @@ async def _manifest(cluster: Cluster, ref: Ref, name: str | None) -> dict[str, s
     if name is None:
         return None
     found = await cluster.get(CONFIG_MAP, ref.namespace, name)
-    # A key of a ConfigMap cannot hold a slash.
-    return None if found is None else {k.replace("__", "/"): v.strip() for k, v in (found.get("data") or {}).items()}
+    return None if found is None else read_checksums(found.get("data") or {})
 
 
 async def _pods(cluster: Cluster, runtime: Runtime, ref: Ref, objects: list[Object]) -> tuple[tuple[Pod, ...], bool]:

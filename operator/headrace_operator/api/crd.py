@@ -181,10 +181,10 @@ def _without_null(schema: Schema, definitions: dict[str, Schema], path: str) -> 
 
 
 def _default(value: Any, schema: Schema, path: str) -> Schema:
-    """What the API server fills in: scalars, and `{}` for objects, which fills in theirs.
+    """What the API server fills in: scalars, and objects with the scalars in them.
 
-    Lists and free-form objects get none: a default entry of a list-map belongs to nobody, so that server-side apply
-    could never take it away again.
+    Objects are written out, since rules see a default as it stands, before the defaults below it. Lists and free-form
+    objects get none: a default entry of a list-map is nobody's, so that server-side apply could never take it away.
     """
     if value is None or isinstance(value, list):
         return {}
@@ -194,7 +194,12 @@ def _default(value: Any, schema: Schema, path: str) -> Schema:
         return {}
     if schema.get("required"):
         raise NotStructuralError(f"{path}: has a default but also required fields")
-    return {"default": {}}
+    return {"default": _scalars(value)}
+
+
+def _scalars(value: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: _scalars(item) if isinstance(item, dict) else item for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item is not None and not isinstance(item, list) and item != {}}
 
 
 def _complete(node: Schema, path: str) -> None:

@@ -212,5 +212,6 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-PYTHON_ONLY = (checks.split_options, checks.extra_args, checks.quantization, checks.templates)
-"""What CEL cannot see: free-form objects, and tables of the engine that change with its version."""
+PYTHON_ONLY = (checks.split_options, checks.extra_args, checks.quantization, checks.templates, checks.env_names)
+"""What CEL cannot see: free-form objects, and tables of the engine that change with its version. That a name is given
+once is the schema's own rule for a list with keys."""
