@@ -18,6 +18,7 @@ import click
 import yaml
 
 from headrace_operator import names
+from headrace_operator.api.manifest import read_checksums
 from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import sentence
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
@@ -146,7 +147,9 @@ def _subject(document: Object, namespace: str, config_maps: dict[str, dict[str, 
     name = manifest.config_map_ref.name
     if name not in config_maps:
         raise click.ClickException(f"spec.model.integrity.manifest: the ConfigMap {name} is not in the file; add it")
-    files = {key.replace("__", "/"): value.strip() for key, value in config_maps[name].items()}
+    files = read_checksums(config_maps[name])
+    if files is None:
+        raise click.ClickException(f"ConfigMap {name}: needs the key SHA256SUMS, as sha256sum writes it")
     return Subject(ref, 1, spec, settings.defaults, manifest=files)
 
 

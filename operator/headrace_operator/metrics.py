@@ -1,7 +1,7 @@
 """The operator's own figures, and the small HTTP server that shows them beside the liveness check.
 
-`/healthz` is answered by the event loop that all workers run on: no answer means that it is stuck. `/metrics` is Prometheus'
-text format. Counters are module constants, registered once.
+`/healthz` is answered by the event loop that all workers run on: no answer means that it is stuck. `/metrics` is
+Prometheus' text format. Counters are module constants, registered once.
 """
 
 from aiohttp import web

@@ -133,7 +133,8 @@ def _question(subject: Subject, plan: Plan) -> Canary:
 
 def _answer(known: Known) -> Look:
     """Step 9."""
-    if known.outcome.errors or known.observed.failure is not None or (known.canary and known.canary.failure):
+    failed = known.outcome.errors or known.outcome.not_owned or (known.canary and known.canary.failure)
+    if failed or known.observed.failure is not None:
         return Look(retry=True)
     if known.manifest_missing:
         return Look(STARTING_SECONDS)

@@ -1,7 +1,7 @@
 """Factories of specs and worlds for tests, of this project and of others that build on it. Ships with the package.
 
-`Sample` writes an InferenceDeployment in a few words; `Scene` is a world in memory around one of them: the fake cluster and
-runtime, a clock that only moves when told, and a kubelet that does as it is told.
+`Sample` writes an InferenceDeployment in a few words; `Scene` is a world in memory around one of them: the fake cluster
+and runtime, a clock that only moves when told, and a kubelet that does as it is told.
 
     scene = Scene(Sample().split(prefill=1, decode=2))
     await scene.settle()
@@ -120,6 +120,7 @@ class Scene:
             name
             for (kind, _, name), obj in self.cluster.objects.items()
             if kind == "Pod"
+            and self.ref.owns(obj)
             and obj["metadata"]["labels"].get(names.COMPONENT) == component
             and role in (None, obj["metadata"]["labels"].get(names.ROLE))
         )
@@ -150,7 +151,7 @@ class Scene:
         """Everything that was created starts and becomes ready. Whether anything did."""
         changed = False
         for (kind, namespace, name), obj in list(self.cluster.objects.items()):
-            if kind == "Pod" and "status" not in obj:
+            if kind == "Pod" and "status" not in obj and self.ref.owns(obj):
                 self.start(name)
                 changed = True
             if kind == "Deployment":
