@@ -118,3 +118,11 @@ demo: install ## A cluster, the operator, a model in two roles, and a question t
 .PHONY: demo-down
 demo-down: install ## Remove the demo and its cluster
 	$(BIN)/python -m local demo-down
+
+.PHONY: cluster-up
+cluster-up: install ## A cluster of three nodes on this machine (NODES=N); says so if it is there
+	$(BIN)/python -m local up --nodes $(or $(NODES),3)
+
+.PHONY: cluster-down
+cluster-down: install ## Remove the cluster and every trace of it
+	$(BIN)/python -m local down
