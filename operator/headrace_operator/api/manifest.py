@@ -14,7 +14,7 @@ _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(\S.*)")
 def read_checksums(data: Mapping[str, str]) -> dict[str, str] | None:
     """SHA-256 in hex by relative path, from a ConfigMap's data.
 
-    None where the key is missing or empty, or a line is not one of `sha256sum`: half a manifest must not pass for a whole.
+    None where the key is missing or empty, or a line is not of `sha256sum`: half a manifest must not pass for a whole.
     """
     lines = [line for line in data.get(KEY, "").splitlines() if line.strip()]
     matches = [match for line in lines if (match := _LINE.fullmatch(line))]
