@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace_operator import names
 from headrace_operator.api.types import Quantity
-from headrace_operator.cluster import Cluster, kind_of
+from headrace_operator.cluster import ATOMIC, Cluster, kind_of
 from headrace_operator.errors import ClusterError
 from headrace_operator.state import Object, Observed, Outcome, Ref
 
@@ -36,6 +36,8 @@ def covers(observed: Any, desired: Any, key: str = "") -> bool:
     """Whether `observed` says all that `desired` says. Additions, by defaults or other writers, are no difference."""
     if not desired and isinstance(desired, dict | list | None):
         return observed is None or isinstance(observed, type(desired))
+    if key in ATOMIC:
+        return bool(observed == desired)
     if isinstance(desired, dict):
         return isinstance(observed, dict) and all(
             covers(observed.get(name), value, key if key in QUANTITIES else name) for name, value in desired.items()

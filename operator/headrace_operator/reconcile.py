@@ -50,7 +50,7 @@ async def reconcile(world: World, ref: Ref) -> Look:
     if obj is None or obj["metadata"]["uid"] != ref.uid or "deletionTimestamp" in obj["metadata"]:
         return Look(ended=True)
     known = await _perform(world, ref, obj)
-    await _publish(world, known)
+    await _publish(world, known, obj["metadata"]["resourceVersion"])
     return _answer(known)
 
 
@@ -99,12 +99,13 @@ async def _change(world: World, subject: Subject, plan: Plan, observed: Observed
     )
 
 
-async def _publish(world: World, known: Known) -> None:
+async def _publish(world: World, known: Known, version: str) -> None:
     """Step 8: one write, only if there is something new; then the Events."""
     status = new_status(known)
     if status == known.previous:
         return
-    await world.cluster.apply_status(known.ref, status.model_dump(mode="json", by_alias=True, exclude_none=True))
+    said = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    await world.cluster.apply_status(known.ref, version, said)
     for note in announcements(known.previous, status):
         await world.cluster.event(known.ref, note.type, note.reason, note.message)
 

@@ -42,6 +42,9 @@ ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings
 OWNED = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, SERVICE, DEPLOYMENT, POD)
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
+ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
+"""Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""
+
 KINDS = {kind.kind: kind for kind in (*OWNED, INFERENCE_DEPLOYMENT, SECRET, EVENT)}
 
 
@@ -68,8 +71,12 @@ class Cluster(Protocol):
     async def delete(self, obj: Object) -> None:
         """Delete exactly this object (same uid), in the background. Gone already is fine."""
 
-    async def apply_status(self, ref: Ref, status: Object) -> None:
-        """Write the whole status of the InferenceDeployment; fields not in it are given up."""
+    async def apply_status(self, ref: Ref, version: str, status: Object) -> None:
+        """Write the whole status of the InferenceDeployment; fields not in it are given up.
+
+        Conflict: the object is no longer of this resource version. What the status says may be of another object by
+        now.
+        """
 
     async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
         """Post an Event (`Normal` or `Warning`) about the InferenceDeployment."""

@@ -7,6 +7,7 @@ its generated models, which would cost tens of megabytes and lose fields they do
 import asyncio
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -24,6 +25,7 @@ from headrace_operator.state import Object, Ref
 APPLY = "application/apply-patch+yaml"
 JSON = "application/json"
 DEADLINE_SECONDS = 15.0
+IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 class KubernetesCluster:
@@ -34,19 +36,21 @@ class KubernetesCluster:
         self._instance = instance
 
     @classmethod
-    async def connect(cls, *, instance: str = names.OPERATOR) -> Self:
-        """With the pod's service account, or else with the kubeconfig (`KUBECONFIG`, `~/.kube/config`).
+    async def connect(cls, *, instance: str = names.OPERATOR, kubeconfig: Path | None = None) -> Self:
+        """With `kubeconfig`; or else the pod's service account; or else the user's (`KUBECONFIG`, `~/.kube/config`).
 
-        `instance` is what Events name as their reporter. SettingsError: neither is there, or neither is usable.
+        `instance` is what Events name as their reporter. SettingsError: none is there, or it is not usable.
         """
         configuration = Configuration()
         try:
-            load_incluster_config(client_configuration=configuration)
-        except ConfigException:
-            try:
+            if kubeconfig is not None:
+                await load_kube_config(str(kubeconfig), client_configuration=configuration)
+            elif IN_POD.exists():  # noqa: ASYNC240 - once, at start
+                load_incluster_config(client_configuration=configuration)
+            else:
                 await load_kube_config(client_configuration=configuration)
-            except (ConfigException, OSError) as error:
-                raise SettingsError(f"no Kubernetes API: not in a pod, and no usable kubeconfig ({error})") from error
+        except (ConfigException, OSError) as error:
+            raise SettingsError(f"no Kubernetes API: not in a pod, and no usable kubeconfig ({error})") from error
         return cls(ApiClient(configuration), instance=instance)
 
     async def __aenter__(self) -> Self:
@@ -82,12 +86,12 @@ class KubernetesCluster:
         meta = obj["metadata"]
         return await self._apply(kind_of(obj).path(meta["namespace"], meta["name"]), obj)
 
-    async def apply_status(self, ref: Ref, status: Object) -> None:
+    async def apply_status(self, ref: Ref, version: str, status: Object) -> None:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
-            # The uid is a precondition: a later object of the same name must not get this one's status.
-            "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
+            # Not the uid: on a status the API server does not compare it.
+            "metadata": {"name": ref.name, "namespace": ref.namespace, "resourceVersion": version},
             "status": status,
         }
         await self._apply(INFERENCE_DEPLOYMENT.path(ref.namespace, ref.name, "status"), body)

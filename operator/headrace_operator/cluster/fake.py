@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace_operator import names
-from headrace_operator.cluster import INFERENCE_DEPLOYMENT, OWNED, Kind, kind_of
+from headrace_operator.cluster import ATOMIC, INFERENCE_DEPLOYMENT, OWNED, Kind, kind_of
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.state import Canary, CanaryAnswer, Object, Ref
 from headrace_runtime.contract import NodeState
@@ -123,14 +123,14 @@ class FakeCluster:
         if key in self.objects and self.objects[key]["metadata"]["uid"] == obj["metadata"]["uid"]:
             self.remove(*key)
 
-    async def apply_status(self, ref: Ref, status: Object) -> None:
+    async def apply_status(self, ref: Ref, version: str, status: Object) -> None:
         kind = INFERENCE_DEPLOYMENT.kind
         self._record("patch", f"{kind}/status", ref.name)
         current = self.objects.get((kind, ref.namespace, ref.name))
         if current is None:
             raise ClusterError(f"PATCH {ref}", 404, "NotFound", "no such object")
-        if current["metadata"]["uid"] != ref.uid:
-            raise Conflict(f"PATCH {ref}", 409, "Conflict", "the uid is another one")
+        if current["metadata"]["resourceVersion"] != version:
+            raise Conflict(f"PATCH {ref}", 409, "Conflict", "the object has been modified")
         self._keep({**current, "status": copy.deepcopy(status)})
 
     async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
@@ -179,5 +179,5 @@ def _merge(current: Any, wanted: Any, before: Any) -> Any:
     before = before if isinstance(before, dict) else {}
     result = {k: v for k, v in current.items() if k in wanted or k not in before}
     for key, value in wanted.items():
-        result[key] = _merge(current.get(key), value, before.get(key))
+        result[key] = copy.deepcopy(value) if key in ATOMIC else _merge(current.get(key), value, before.get(key))
     return result

@@ -76,10 +76,8 @@ def _container(subject: Subject, role: EffectiveRole) -> Object:
         engine.image or subject.defaults.engine_image,
         pods.resources(role.role.resources, devices),
     )
-    # Plain values travel in the contract; only what Kubernetes must look up needs to be here.
-    container["env"] += [
-        {"name": variable.name, "valueFrom": variable.value_from} for variable in engine.env if variable.value_from
-    ]
+    # The whole container has them, not the engine alone: the agent and the raylet may be found by such a PATH too.
+    container["env"] += [v.model_dump(mode="json", by_alias=True, exclude_none=True) for v in engine.env]
     container["ports"] = [
         {"name": "engine", "containerPort": contract.ENGINE_PORT},
         {"name": "agent", "containerPort": contract.AGENT_PORT},

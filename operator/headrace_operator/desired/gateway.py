@@ -7,8 +7,6 @@ from headrace_operator.desired.overlay import lay_over
 from headrace_operator.state import Object, Subject
 from headrace_runtime import contract
 
-USER = 65532
-"""The user `nonroot` of the gateway's image."""
 CONTRACT_ANNOTATION = f"{names.GROUP}/contract"
 """On the gateway's pods: a hash of their contract, which is read once, so that another one brings new pods."""
 
@@ -101,8 +99,8 @@ def _spec(subject: Subject) -> Object:
         serviceAccountName=name,
         securityContext={
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
+            "runAsUser": pods.USER,
+            "runAsGroup": pods.GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         terminationGracePeriodSeconds=int(contracts.gateway(subject).drain_seconds) + 30,

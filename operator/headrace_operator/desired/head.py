@@ -66,6 +66,9 @@ def _spec(subject: Subject, name: str) -> Object:
         {"name": "admin", "containerPort": contract.HEAD_ADMIN_PORT},
     ]
     container["volumeMounts"] += [gcs_mount, token_mount, shm_mount]
+    if "hostPath" in gcs:
+        # The kubelet makes such a folder root's own, and Kubernetes has no other way to say whose it shall be.
+        container["securityContext"] = {**pods.RESTRICTED, "runAsUser": 0}
     return pods.pod_spec(
         restartPolicy="Always",
         terminationGracePeriodSeconds=30,

@@ -10,6 +10,8 @@ from headrace_runtime import contract
 PLACE_ENV = (("POD_NAME", "metadata.name"), ("POD_IP", "status.podIP"), ("NODE_NAME", "spec.nodeName"))
 CONTRACT_PATH = f"{contract.CONTRACT_MOUNT}/{contract.CONTRACT_FILE}"
 TOKEN_KEY = "token"  # noqa: S105 - the name of a key, not a secret
+USER = GROUP = 65532
+"""The user and group of our images."""
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -89,6 +91,7 @@ def pod_spec(**fields: object) -> Object:
         "automountServiceAccountToken": False,
         # Variables such as VLLM_PORT, made from the name of some Service, would be read as settings.
         "enableServiceLinks": False,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        # The group makes the token readable whatever user an image has; it changes nothing on a node's own folders.
+        "securityContext": {"fsGroup": GROUP, "seccompProfile": {"type": "RuntimeDefault"}},
         **fields,
     }
