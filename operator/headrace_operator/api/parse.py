@@ -92,8 +92,9 @@ def _leave_out(raw: dict[str, Any], detail: ErrorDetails) -> None:
 
 
 def _steps(detail: ErrorDetails) -> list[int | str]:
-    """Where it is. pydantic marks the key of a mapping, as against its value, with a step of its own."""
-    return [step for step in detail["loc"] if step != "[key]"]
+    """Where it is. pydantic marks the key of a mapping, as against its value, with a last step of its own."""
+    marked = detail["loc"][-1] == "[key]" and detail["type"] != "extra_forbidden"
+    return list(detail["loc"][:-1] if marked else detail["loc"])
 
 
 _MESSAGES: Final = {
@@ -155,7 +156,7 @@ def _declared(steps: list[int | str]) -> tuple[type[BaseModel] | None, FieldInfo
         if isinstance(step, int):
             continue
         if field is not None:
-            model = _model(field.annotation)
+            model = model_inside(field.annotation)
         if model is None:
             return None, None
         field = next((known for known in model.model_fields.values() if known.alias == step), None)
@@ -164,10 +165,10 @@ def _declared(steps: list[int | str]) -> tuple[type[BaseModel] | None, FieldInfo
     return model, field
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def model_inside(annotation: Any) -> type[BaseModel] | None:
     """The model inside an optional, a tuple or a bare annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in {Union, UnionType, tuple}:
-        return next((model for part in get_args(annotation) if (model := _model(part))), None)
+        return next((model for part in get_args(annotation) if (model := model_inside(part))), None)
     return None
