@@ -12,13 +12,13 @@ from typing import Any
 
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.engine import Engine
-from headrace_operator.api.options import ALIKE, OWNED, QUANTIZATIONS
+from headrace_operator.api.options import ALIKE, OWNED, OWNED_ENV, QUANTIZATIONS
+from headrace_operator.api.podtemplate import template_problems
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Volume
 from headrace_runtime.contract import owned_option
 
 Problems = Iterator[Problem]
-OUR_LABELS = "headrace.dev/"
 
 
 def source(spec: InferenceDeploymentSpec) -> Problems:
@@ -202,6 +202,9 @@ def draft_model(spec: InferenceDeploymentSpec) -> Problems:
 
 def env_names(spec: InferenceDeploymentSpec) -> Problems:
     for path, engine in _engines(spec):
+        for index, variable in enumerate(engine.env):
+            if variable.name in OWNED_ENV:
+                yield Problem(f"{path}.env[{index}]", f"{variable.name} is Headrace's own: remove it")
         for name, count in Counter(variable.name for variable in engine.env).items():
             if count > 1:
                 yield Problem(f"{path}.env", f"has {name} {count} times: keep the one that is meant")
@@ -229,24 +232,7 @@ def templates(spec: InferenceDeploymentSpec) -> Problems:
     templates |= {"spec.gateway.podTemplate": spec.gateway.pod_template}
     templates |= {"spec.ray.headPodTemplate": spec.ray.head_pod_template}
     for path, template in templates.items():
-        yield from _template(path, template)
-
-
-def _template(path: str, template: dict[str, Any]) -> Problems:
-    for key in sorted(template.keys() - {"metadata", "spec"}):
-        yield Problem(f"{path}.{key}", "is not part of a pod template: it has metadata and spec")
-    for part in ("metadata", "spec"):
-        if not isinstance(template.get(part, {}), dict):
-            yield Problem(f"{path}.{part}", "must be an object")
-            return
-    for kind in ("labels", "annotations"):
-        for key in template.get("metadata", {}).get(kind) or {}:
-            if key.startswith(OUR_LABELS):
-                yield Problem(f"{path}.metadata.{kind}", f"{key} is Headrace's own: use another prefix")
-    for kind in ("containers", "initContainers", "volumes"):
-        for index, entry in enumerate(template.get("spec", {}).get(kind) or []):
-            if not isinstance(entry, dict) or not entry.get("name"):
-                yield Problem(f"{path}.spec.{kind}[{index}]", "needs a name: entries are merged by name")
+        yield from template_problems(path, template)
 
 
 def volumes(spec: InferenceDeploymentSpec) -> Problems:

@@ -75,6 +75,14 @@ OWNED: Final[dict[str, str]] = {
 }
 """Options that are refused in `extraArgs`, and what to do in their place."""
 
+OWNED_ENV: Final = frozenset(
+    {
+        *("POD_NAME", "POD_IP", "NODE_NAME"),
+        *("VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
+    }
+)
+"""Environment variables that the operator and the agent set."""
+
 ALIKE: Final = ("attention-backend", "block-size", "disable-hybrid-kv-cache-manager")
 """Options that decide how KV blocks look: prefill and decode must agree (vllm `nixl/metadata.py`)."""
 

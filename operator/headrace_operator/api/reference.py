@@ -28,9 +28,9 @@ spec:
     source: node:///var/lib/models/qwen3-8b
 ```
 
-Durations are written as in Go (`500ms`, `90s`, `1h30m`), sizes as Kubernetes quantities (`512Mi`). Fields marked
-*not yet* are part of the API and refused, by name, by this version. In `roles[]`, `engine` and `parallelism` take
-the fields of `spec.engine` and `spec.parallelism`; only those given count.
+Durations are written as in Go (`500ms`, `90s`, `1h30m`), sizes as Kubernetes quantities (`512Mi`). A field marked
+*not yet* is part of the API, with all below it, and refused by name by this version. In `roles[]`, `engine` and
+`parallelism` take the fields of `spec.engine` and `spec.parallelism`; only those given count.
 """
 
 
@@ -42,7 +42,7 @@ def api_docs_markdown() -> str:
     parts += _rules()
     parts += _section("Status", "status", root["status"])
     parts += _conditions()
-    return "\n".join(parts)
+    return "\n".join(parts).replace("\n\n\n", "\n\n")
 
 
 def _section(title: str, top: str, schema: Schema) -> Iterator[str]:
@@ -68,7 +68,8 @@ def _rows(path: str, schema: Schema) -> Iterator[tuple[str, ...]]:
     for name, child in schema.get("properties", {}).items():
         here = f"{path}.{name}"
         default = child.get("default")
-        shown = "**required**" if name in required else "" if default in (None, {}) else f"`{_scalar(default)}`"
+        plain = default is not None and not isinstance(default, dict)
+        shown = "**required**" if name in required else f"`{_scalar(default)}`" if plain else ""
         short = here.removeprefix("spec.").removeprefix("status.")
         yield f"`{short}`", _type(child), shown, child.get("description", "") + _mark(here)
         if short not in {"roles[].engine", "roles[].parallelism"} and _children(child):
@@ -106,7 +107,7 @@ def _mark(path: str) -> str:
     field = path.removeprefix("spec.")
     if not path.startswith("spec.") or field.startswith(("roles[].engine", "roles[].parallelism")):
         return ""
-    if any(field == entry or field.startswith((f"{entry}.", f"{entry}[")) for entry in NOT_YET):
+    if field.removesuffix("[]") in NOT_YET:
         return " *Not yet.*"
     known = ACTED_ON.get(field)
     return f" *In this version: {', '.join(f'`{value}`' for value in known)}.*" if known else ""

@@ -25,15 +25,15 @@ class Toleration(Frozen):
     """A taint that pods of the role accept, as in a pod."""
 
     key: LabelText | None = None
-    """The taint's key. None, with operator Exists: every taint."""
+    """The taint's key. Without one, and with operator Exists: every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Equal compares the value as well."""
     value: LabelText | None = None
     """The taint's value, for Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """The effect that is accepted. None: every effect."""
+    """The effect that is accepted. Default: every effect."""
     toleration_seconds: int | None = Field(default=None, ge=0)
-    """How long a NoExecute taint is accepted. None: for ever."""
+    """How long a NoExecute taint is accepted. Default: for ever."""
 
 
 class RoleScaling(Frozen):

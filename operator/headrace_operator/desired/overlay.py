@@ -2,26 +2,14 @@
 
 Maps merge, `null` removes a field, lists whose entries have a key merge by it, and every other list is replaced.
 Tolerations are added, since to repeat the generated ones would be the only other use. `$patch: delete` in an entry
-removes it, `$patch: replace` puts it in place of the generated one. Merge keys: k8s.io/api `core/v1/types.go`, tags
-`patchMergeKey`.
+removes it, `$patch: replace` puts it in place of the generated one.
 """
 
 from typing import Any
 
+from headrace_operator.api.podtemplate import MERGE_KEYS
 from headrace_operator.state import Object
 
-MERGE_KEYS = {
-    "containers": "name",
-    "initContainers": "name",
-    "volumes": "name",
-    "env": "name",
-    "imagePullSecrets": "name",
-    "volumeMounts": "mountPath",
-    "volumeDevices": "devicePath",
-    "ports": "containerPort",
-    "hostAliases": "ip",
-    "topologySpreadConstraints": "topologyKey",
-}
 ADDED = frozenset({"tolerations", "envFrom"})
 WHOLE = frozenset({"volumes"})
 """Lists whose entries are unions: an entry with another source would have two, so it replaces the generated one."""
