@@ -1,12 +1,7 @@
 """The API's tables about the engine agree with the runtime's, which has the last word."""
 
 from headrace_operator.api.options import OWNED, OWNED_ENV, QUANTIZATIONS
-from headrace_runtime.contract import OWNED_OPTIONS
 from headrace_runtime.engine import arguments
-
-
-def test_every_option_that_the_runtime_refuses_has_its_advice() -> None:
-    assert OWNED.keys() == OWNED_OPTIONS
 
 
 def test_every_variable_that_the_runtime_refuses_is_refused_before() -> None:

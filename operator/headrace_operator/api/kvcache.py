@@ -82,7 +82,7 @@ class KVCache(Frozen):
     dtype: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_]+$")] = "auto"
     """The engine's name of the type of KV blocks, such as fp8. auto: as the model."""
     device: DeviceCache | None = None
-    """Device memory for KV blocks. Default: what the engine finds left; on `cpu` set it."""
+    """Memory of the device for KV blocks. Default: what the engine finds left; on `cpu`, 512Mi."""
     host: HostCache | None = None
     """A tier in host memory."""
     disk: DiskCache | None = None
