@@ -110,6 +110,9 @@ def controller_manager(plane: ControlPlane, grace_seconds: int) -> list[str]:
         f"--flex-volume-plugin-dir={plane.data / 'flex'}",  # the default makes a folder under /usr/libexec
         "--node-monitor-period=1s",
         f"--node-monitor-grace-period={grace_seconds}s",
+        # Its controllers start one after the other and ask for a token each: the default of 20 a second takes 4 s.
+        "--kube-api-qps=400",
+        "--kube-api-burst=800",
     ]
 
 
