@@ -84,14 +84,14 @@ class Head:
         self._fleet: FleetState | None = None
         self._reported_at = float("-inf")
         self._was_ready = False
-        address = f"{place.address}:{contract.port}"
         self._ray = Keeper(
             self._children,
             "Ray's head",
             [*RAY, *head_arguments(contract, place)],
             self._env,
-            before=lambda: forget_last_cluster(address, Path(tempfile.gettempdir())),
+            before=self._before_ray,
         )
+        self._ray_address = f"{place.address}:{contract.port}"
         self._gcs_path = Path(contract.gcs_path) if contract.gcs == "RocksDB" else None
 
     def state(self) -> HeadState:
@@ -133,6 +133,10 @@ class Head:
                 task.cancel()
             await asyncio.gather(leaving, *tasks, return_exceptions=True)
             await self._ray.stop()
+
+    def _before_ray(self) -> None:
+        forget_last_cluster(self._ray_address, Path(tempfile.gettempdir()))
+        self._reported_at = float("-inf")  # what the fleet saw was Ray's head before this one
 
     async def _keep_fleet(self) -> None:
         while True:
