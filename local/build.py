@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Literal
 
 import click
 
+from headrace_operator import __version__
 from local import cache, images, kind, packages
 from local.errors import LocalError
 from local.programs import attempt, run
@@ -104,22 +104,22 @@ def build(target: Target, wanted: str = "auto") -> Built:
         # A copy: what is built is what was hashed, whoever edits the sources meanwhile.
         context = Path(scratch) / "context"
         key = _snapshot(target, context)
-        reference = f"headrace.dev/{target.name}:{_version()}-{key}"
+        reference = f"headrace.dev/{target.name}:{__version__}-{key}"
 
         def make(folder: Path) -> None:
             words = ("--file", target.dockerfile, "--target", target.name, "--tag", reference, *_secrets(Path(scratch)))
             if tool(wanted) == "docker":
                 run("docker", "build", *words, ".", cwd=context, env={"DOCKER_BUILDKIT": "1"})
-                run("docker", "save", "--output", folder / "image.tar", reference)
+                run("docker", "save", "--output", folder / f"{target.name}.tar", reference)
             else:
-                _with_buildah(words, context, reference, folder / "image.tar")
+                _with_buildah(words, context, reference, folder / f"{target.name}.tar")
 
         name = f"image-{target.name}"
         present = (cache.root() / f"{name}-{key}").is_dir()
         folder = cache.kept(name, key, make)
     if not present:
         _forget_old_builds(name, folder)
-    return Built(reference, folder / "image.tar", 0.0 if present else monotonic() - began)
+    return Built(reference, folder / f"{target.name}.tar", 0.0 if present else monotonic() - began)
 
 
 def _snapshot(target: Target, context: Path) -> str:
@@ -212,13 +212,6 @@ def _files(source: Path) -> list[Path]:
         for file in source.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md"
     ]
-
-
-def _version() -> str:
-    found = re.search(r'^version = "([^"]+)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
-    if not found:
-        raise LocalError("pyproject.toml: no version")
-    return found[1]
 
 
 @click.command("images")

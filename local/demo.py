@@ -30,7 +30,7 @@ from local.layout import Mount
 from local.programs import attempt, run
 from local.provider import Provider
 from local.question import ask, forwarded
-from local.readiness import Kubectl, wait_until_ready
+from local.readiness import Kubectl, explain_pods, wait_until_ready
 from local.steps import Steps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -94,7 +94,7 @@ def demo(console: Console) -> None:
         provider.up(NODES, prepared.mounts, False, steps)
         provider.load([prepared.operator.archive, prepared.runtime.archive], steps)
         with steps.step(f"Headrace {prepared.operator.reference.rpartition(':')[2]} installed with Helm"):
-            install(provider, prepared)
+            install(provider, prepared, console)
         kubectl = Kubectl(provider.kubeconfig(), NAMESPACE)
         with steps.step(f"{SAMPLE.relative_to(REPOSITORY)} applied"):
             apply_sample(kubectl)
@@ -145,15 +145,22 @@ def side_by_side(work: dict[str, Callable[[], object]], console: Console) -> Non
         future.result()
 
 
-def install(provider: Provider, prepared: Prepared) -> None:
-    """The chart, installed or upgraded; its CRDs first, which Helm would not update."""
-    kubeconfig = provider.kubeconfig()
-    run(toolchain.kubectl(), "--kubeconfig", kubeconfig, "apply", "--server-side", "--filename", CHART / "crds")
-    run(
-        *(toolchain.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubeconfig),
-        *("--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"),
+def install(provider: Provider, prepared: Prepared, console: Console) -> None:
+    """The chart, installed or upgraded; its CRDs first and apart, since Helm never updates them.
+
+    Raises:
+        LocalError: the operator did not come up; its pod's last words have been printed by then.
+    """
+    kubectl = Kubectl(provider.kubeconfig(), SYSTEM_NAMESPACE)
+    kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CHART / "crds"))
+    result = attempt(
+        *(toolchain.helm(), "upgrade", "--install", RELEASE, CHART, "--skip-crds", "--kubeconfig", kubectl.kubeconfig),
+        *("--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "90s"),
         *(word for value in image_values(prepared) for word in ("--set-string", value)),
     )
+    if result.returncode:
+        explain_pods(kubectl, f"app.kubernetes.io/instance={RELEASE}", console)
+        raise LocalError(f"the operator did not come up: {result.stderr.strip()}")
 
 
 def image_values(prepared: Prepared) -> list[str]:

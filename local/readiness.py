@@ -79,19 +79,23 @@ def is_ready(deployment: dict[str, Any]) -> bool:
 
 
 def explain(kubectl: Kubectl, name: str, console: Console) -> None:
-    """Prints what a person would look at: conditions, pods, events, the last lines of every pod that is not ready."""
+    """Prints what a person would look at: the conditions, and all that `explain_pods` shows."""
     current = json.loads(kubectl("get", "inferencedeployment", name, "--output=json"))
     console.print(_table(current.get("status", {}).get("conditions", []), None))
-    selector = f"--selector=headrace.dev/deployment={name}"
+    explain_pods(kubectl, f"headrace.dev/deployment={name}", console)
+
+
+def explain_pods(kubectl: Kubectl, selector: str, console: Console) -> None:
+    """Prints the pods, the namespace's last events, and the last lines of every pod that is not ready."""
     console.rule("pods")
-    console.out(kubectl.words("get", "pods", "--output=wide", selector))
+    console.out(kubectl.words("get", "pods", "--output=wide", "--selector", selector))
     console.rule("events")
     console.out("\n".join(kubectl.words("get", "events", "--sort-by=.lastTimestamp").splitlines()[-LOG_LINES:]))
-    for pod in json.loads(kubectl("get", "pods", "--output=json", selector))["items"]:
+    for pod in json.loads(kubectl("get", "pods", "--output=json", "--selector", selector))["items"]:
         if not all(status.get("ready") for status in pod.get("status", {}).get("containerStatuses", [{}])):
-            pod_name = pod["metadata"]["name"]
-            console.rule(f"log of {pod_name}")
-            console.out(kubectl.words("logs", pod_name, f"--tail={LOG_LINES}", "--all-containers"))
+            name = pod["metadata"]["name"]
+            console.rule(f"log of {name}")
+            console.out(kubectl.words("logs", name, f"--tail={LOG_LINES}", "--all-containers"))
 
 
 def _table(conditions: list[dict[str, str]], seconds: float | None) -> Table:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from importlib.metadata import version
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin
 
@@ -16,12 +15,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+import headrace_operator
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.rules import check
 from headrace_operator.api.supported import unsupported
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
-VERSION: Final = version("headrace")
+VERSION: Final = headrace_operator.__version__
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
