@@ -68,9 +68,8 @@ def crd() -> dict[str, Any]:
     }
     for rule in RULES:
         for place in rule.at:
-            _at(root, place).setdefault("x-kubernetes-validations", []).append(
-                {"rule": rule.cel, "message": rule.message}
-            )
+            said = {"rule": rule.cel, "message": rule.message} | ({"fieldPath": rule.field} if rule.field else {})
+            _at(root, place).setdefault("x-kubernetes-validations", []).append(said)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -9,7 +9,7 @@ from typing import Any
 from headrace_operator import names
 from headrace_operator.api.conditions import TYPES, Reason
 from headrace_operator.api.crd import Schema, crd
-from headrace_operator.api.rules import RULES
+from headrace_operator.api.rules import RULES, Rule
 from headrace_operator.api.supported import ACTED_ON, NOT_YET
 
 _INTRODUCTION = f"""# API reference: {names.API_VERSION}
@@ -116,7 +116,11 @@ def _mark(path: str) -> str:
 def _rules() -> Iterator[str]:
     yield "\n### Rules between fields\n"
     yield "The API server refuses an object that breaks one of these.\n"
-    yield from (f"- {' and '.join(f'`{place}`' for place in rule.at)}: {rule.message}." for rule in RULES)
+    yield from (f"- {' and '.join(f'`{place}`' for place in _places(rule))}: {rule.message}." for rule in RULES)
+
+
+def _places(rule: Rule) -> list[str]:
+    return [f"{place}{rule.field}" for place in rule.at]
 
 
 def _conditions() -> Iterator[str]:

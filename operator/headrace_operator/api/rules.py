@@ -23,6 +23,8 @@ class Rule:
     message: str
     """What the API server answers after the path of the place."""
     cel: str
+    field: str = ""
+    """The field that the answer names, from the place down, where it is not the place itself: `.roles`."""
 
 
 def check(spec: InferenceDeploymentSpec) -> list[Problem]:
@@ -84,9 +86,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         checks.role_names,
         ("spec",),
-        "roles: give one role named serve, or one named prefill and one named decode",
+        "give one role named serve, or one named prefill and one named decode",
         "!has(self.roles) || (self.roles.size() == 1 ? self.roles[0].name == 'serve' : "
         "self.roles.all(r, r.name in ['prefill', 'decode']))",
+        ".roles",
     ),
     Rule(
         checks.replicas_or_scaling,
@@ -98,9 +101,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         checks.scaling_mode,
         ("spec",),
-        "scaling.mode SLO needs slo; roles[].scaling needs scaling.mode SLO or External",
+        "SLO needs spec.slo; roles[].scaling needs SLO or External",
         "(self.scaling.mode != 'SLO' || has(self.slo)) && "
         "(self.scaling.mode != 'Fixed' || !has(self.roles) || self.roles.all(r, !has(r.scaling)))",
+        ".scaling.mode",
     ),
     Rule(checks.slo_target, ("spec.slo",), "set ttft, itl or both", "has(self.ttft) || has(self.itl)"),
     Rule(
@@ -118,42 +122,48 @@ RULES: tuple[Rule, ...] = (
     Rule(
         checks.count_is_product,
         ("spec",),
-        "engine.device.count must be tensor x pipeline x data x context of the role's parallelism: change or remove it",
+        "must be tensor x pipeline x data x context of the role's parallelism: change or remove it",
         _DEVICE_COUNT,
+        ".engine.device.count",
     ),
     Rule(
         checks.accelerator_in_resources,
         ("spec",),
-        "roles[].resources may not name the accelerator: set engine.device.count",
+        "resources may not name the accelerator: set engine.device.count",
         _each_role(
             f"{_RESOURCE} == 'cpu' || !has(r.resources) || "
             f"!(has(r.resources.requests) && {_RESOURCE} in r.resources.requests) && "
             f"!(has(r.resources.limits) && {_RESOURCE} in r.resources.limits)"
         ),
+        ".roles",
     ),
     Rule(
         checks.split_dtype,
         ("spec",),
         "engine.dtype must be the same for prefill and decode",
         _both_roles(f"{_DTYPES[0]} == {_DTYPES[1]}"),
+        ".roles",
     ),
     Rule(
         checks.split_tensor,
         ("spec",),
         "parallelism.tensor of prefill and decode: one must be a multiple of the other",
         _both_roles(f"{_TENSORS[0]} % {_TENSORS[1]} == 0 || {_TENSORS[1]} % {_TENSORS[0]} == 0"),
+        ".roles",
     ),
     Rule(
         checks.split_pipeline,
         ("spec",),
         "parallelism.pipeline must be 1 for prefill and decode",
         _each_role(f"r.name == 'serve' || {_over('r', 'parallelism', 'pipeline')} == 1"),
+        ".roles",
     ),
     Rule(
         checks.split_context,
         ("spec",),
         "parallelism.context must be 1 for decode",
         _each_role(f"r.name != 'decode' || {_over('r', 'parallelism', 'context')} == 1"),
+        ".roles",
     ),
     Rule(
         checks.draft_model,
