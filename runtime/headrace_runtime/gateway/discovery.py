@@ -76,9 +76,11 @@ async def watch_pods(api: client.ApiClient, namespace: str, deployment: str, pub
 async def pod_sets(api: client.ApiClient, namespace: str, selector: str) -> AsyncGenerator[dict[str, Pod], None]:
     """The pods by name: once as listed, then after every event. Raises when the watch has to begin anew."""
     core = client.CoreV1Api(api)
-    response = await core.list_namespaced_pod(
-        namespace, label_selector=selector, _preload_content=False, _request_timeout=LIST_SECONDS
+    response = await core.list_namespaced_pod_without_preload_content(
+        namespace, label_selector=selector, _request_timeout=LIST_SECONDS
     )
+    if response.status != 200:
+        raise WatchEndedError(response.status, await response.text())
     listed = json.loads(await response.read())
     pods: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in listed["items"]}
     version: str = listed["metadata"]["resourceVersion"]
@@ -100,14 +102,13 @@ async def _events(
     core: client.CoreV1Api, namespace: str, selector: str, version: str
 ) -> AsyncGenerator[tuple[str, Pod], None]:
     """One watch, until the server ends it. Raises WatchEndedError for an error event."""
-    response = await core.list_namespaced_pod(
+    response = await core.list_namespaced_pod_without_preload_content(
         namespace,
         label_selector=selector,
         resource_version=version,
         watch=True,
         allow_watch_bookmarks=True,
         timeout_seconds=WATCH_SECONDS,
-        _preload_content=False,
         _request_timeout=WATCH_SECONDS + LIST_SECONDS,
     )
     try:
