@@ -20,8 +20,9 @@ from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.http import application, listen
 from headrace_runtime.node.launch import PlainLauncher
 from headrace_runtime.node.output import Output
-from headrace_runtime.node.process import Children, members
+from headrace_runtime.node.process import Children
 from headrace_runtime.node.readiness import Client, Intervals
+from headrace_runtime.node.sessions import members
 
 FAKE = [sys.executable, "-m", "headrace_runtime.engine.fake"]
 CRASH = [sys.executable, "-c", "raise ValueError('max_model_len 99 is too large')"]

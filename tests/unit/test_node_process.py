@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from headrace_runtime.node.keeper import Keeper
-from headrace_runtime.node.process import Children, Program, members
+from headrace_runtime.node.process import Children, Program
+from headrace_runtime.node.sessions import members
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 # Nobody in it asks for a death signal: a child in the same process group, and one in its own, as those of Ray are.
@@ -28,8 +29,11 @@ FAMILY = [
 AGENT = """
 import asyncio, sys
 from headrace_runtime.node.process import Children
+FAMILY = [sys.executable, "-c", "import os, time; os.fork(); time.sleep(600)"]
 async def main():
-    program = Children().start([sys.executable, "-c", "import time; time.sleep(600)"])
+    children = Children()
+    children.guard()
+    program = children.start(FAMILY)
     print(program.pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
@@ -115,9 +119,9 @@ def agent() -> Iterator[subprocess.Popen[str]]:
 def test_nothing_outlives_an_agent_that_is_killed(agent: subprocess.Popen[str]) -> None:
     assert agent.stdout
     child = int(agent.stdout.readline())
-    assert members(child) == {child}
+    wait_until(lambda: len(members(child)) == 2)
     agent.kill()
-    wait_until(lambda: not members(child))
+    wait_until(lambda: not members(child), 2.0)
 
 
 async def test_a_kept_program_starts_again_and_stops_for_good(children: Children) -> None:

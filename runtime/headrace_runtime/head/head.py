@@ -118,6 +118,7 @@ class Head:
     async def run(self, leave: asyncio.Event) -> None:
         """Keep both until `leave` is set; then end both."""
         self._children.adopt_orphans()
+        self._children.guard()
         tasks = []
         if self.version is not None:
             if self._gcs_path:

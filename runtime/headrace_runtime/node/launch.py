@@ -87,8 +87,9 @@ class ZygoteLauncher:
 class _Zygote:
     """One warm parent and the engines it forked; the protocol is that of `engine/zygote.py`."""
 
-    def __init__(self, program: Program, orders: asyncio.WriteTransport) -> None:
+    def __init__(self, children: Children, program: Program, orders: asyncio.WriteTransport) -> None:
         self.program = program
+        self._children = children
         self._orders = orders
         self._started: asyncio.Queue[Program | None] = asyncio.Queue()
         self._engines: dict[int, Program] = {}
@@ -109,7 +110,7 @@ class _Zygote:
         orders, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(orders_out, "wb", 0))
         reports = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(reports_in, "rb", 0))
-        zygote = cls(program, orders)
+        zygote = cls(children, program, orders)
         zygote._listening = asyncio.create_task(zygote._listen(reports))
         return zygote
 
@@ -126,7 +127,7 @@ class _Zygote:
                 case {"ready": seconds}:
                     log.info("engine imported in %s s", seconds)
                 case {"started": int(pid)}:
-                    self._engines[pid] = engine = Program(pid)
+                    self._engines[pid] = engine = self._children.take(pid)
                     self._started.put_nowait(engine)
                 case {"exited": int(pid), "status": int(status)}:
                     self._engines.pop(pid).note_end(describe(status))

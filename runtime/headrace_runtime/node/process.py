@@ -15,8 +15,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+
+from headrace_runtime.node.sessions import GUARD, members, send
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,10 @@ class Program:
     `ended` resolves to a short sentence about how the leader ended; the rest of its session may live on until `kill`.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, gone: Callable[[], None]) -> None:
+        """`gone` is called when nothing of its session is left."""
         self.pid = pid
+        self._gone = gone
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def note_end(self, how: str) -> None:
@@ -61,6 +63,7 @@ class Program:
             for pid in alive:
                 send(pid, signal.SIGKILL)
             await asyncio.sleep(0.02)
+        self._gone()
         return True
 
 
@@ -70,6 +73,16 @@ class Children:
     def __init__(self) -> None:
         self._popen: dict[int, subprocess.Popen[bytes]] = {}
         self._programs: dict[int, Program] = {}
+        self._guard: int | None = None
+
+    def guard(self) -> None:
+        """Have a process of its own end what is started from now on, should this one be killed. Not needed by pid 1."""
+        if os.getpid() == 1:
+            return
+        read, self._guard = os.pipe()
+        guard = subprocess.Popen(GUARD, stdin=read, start_new_session=True)
+        os.close(read)
+        self._popen[guard.pid] = guard
 
     def adopt_orphans(self) -> None:
         """Reap on every SIGCHLD, and become the parent of orphaned descendants even where this is not pid 1."""
@@ -99,8 +112,22 @@ class Children:
             preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - prctl alone: nothing that another thread could hold
         )
         self._popen[popen.pid] = popen
-        program = self._programs[popen.pid] = Program(popen.pid)
+        program = self._programs[popen.pid] = self.take(popen.pid)
         return program
+
+    def take(self, pid: int) -> Program:
+        """The program whose first process is `pid`, guarded. For one that another forked, who will tell its end."""
+
+        def gone() -> None:
+            self.reap()
+            self._tell_guard(f"-{pid}\n")
+
+        self._tell_guard(f"+{pid}\n")
+        return Program(pid, gone)
+
+    def _tell_guard(self, line: str) -> None:
+        if self._guard is not None:
+            os.write(self._guard, line.encode())
 
     def reap(self) -> None:
         while True:
@@ -112,7 +139,8 @@ class Children:
                 return
             if popen := self._popen.pop(pid, None):
                 popen.returncode = os.waitstatus_to_exitcode(status)  # or Popen would warn of a child still running
-                self._programs.pop(pid).note_end(describe(popen.returncode))
+                if program := self._programs.pop(pid, None):
+                    program.note_end(describe(popen.returncode))
 
 
 def die_with(parent: int) -> Callable[[], None]:
@@ -124,28 +152,6 @@ def die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return ask
-
-
-def send(pid: int, what: signal.Signals) -> None:
-    """A signal to one process; nothing happens if it is gone."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, what)
-
-
-def members(session: int) -> set[int]:
-    """Living processes of a session, zombies not counted (they hold nothing and wait for their parent)."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while we looked
-        state, _parent, _group, of_session = stat.rpartition(")")[2].split()[:4]
-        if int(of_session) == session and state not in "ZX":
-            found.add(int(entry.name))
-    return found
 
 
 def describe(code: int) -> str:

@@ -34,6 +34,7 @@ async def _serve(contract: NodeContract, place: Place) -> None:
     sweep.sweep()
     children = Children()
     children.adopt_orphans()
+    children.guard()
     image = Image(installed("vllm"), lacks(contract, installed("vllm"), installed("ray")))
     output = Output(run_dir / "engine.log")
     raylet = Raylet(children, contract.ray, place, installed("ray") or "") if contract.ray and not image.lacks else None
