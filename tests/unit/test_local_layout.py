@@ -1,54 +1,80 @@
-"""Names, addresses and mounts of the bare cluster."""
+"""Where `headrace_runtime local` puts the parts of a deployment."""
 
-from __future__ import annotations
-
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import yaml
 
-from local.errors import LocalError
-from local.layout import HUB_ADDRESS, MOST_NODES, PODS, SERVICES, Layout, Mount, nodes, parse_node
+from headrace_runtime.contract import (
+    FixedDiscovery,
+    GatewayContract,
+    HeadContract,
+    LocalContract,
+    NodeContract,
+    RayNode,
+)
+from headrace_runtime.local import free_ports, lay_out, ports_needed
 
-
-def test_every_node_has_an_address_and_a_range_of_its_own() -> None:
-    cluster = nodes(MOST_NODES)
-    addresses = {node.address for node in cluster} | {HUB_ADDRESS}
-    assert len(addresses) == MOST_NODES + 1
-    ranges = [IPv4Network(node.pods) for node in cluster]
-    assert all(one.subnet_of(IPv4Network(PODS)) for one in ranges)
-    assert not any(one.overlaps(other) for one in ranges for other in ranges if one != other)
-    assert not any(IPv4Address(address) in IPv4Network(SERVICES) for address in addresses)
-
-
-def test_a_nodes_name_is_read_back() -> None:
-    assert [parse_node(node.name) for node in nodes(MOST_NODES)] == nodes(MOST_NODES)
+EXAMPLES = Path(__file__).parents[2] / "runtime" / "examples"
+FOLDER = Path("/run")
 
 
-@pytest.mark.parametrize("name", ["n0", "n10", "node1", "", "../n1"])
-def test_anything_else_is_no_node(name: str) -> None:
-    with pytest.raises(LocalError, match="called n1, n2"):
-        parse_node(name)
+def example(name: Literal["pd", "aggregated"]) -> LocalContract:
+    return LocalContract.model_validate(yaml.safe_load((EXAMPLES / f"local-{name}.yaml").read_text()))
 
 
-def test_a_mount_is_read_and_shown(tmp_path: Path) -> None:
-    mount = Mount.parse(f"{tmp_path}:/opt/headrace/models")
-    assert mount == Mount(tmp_path, Path("/opt/headrace/models"))
-    assert str(mount) == f"{tmp_path}:/opt/headrace/models"
+def with_ray(contract: LocalContract) -> LocalContract:
+    ray = RayNode(address="head:6379")
+    nodes = tuple(node.model_copy(update={"ray": ray}) for node in contract.nodes)
+    return contract.model_copy(update={"head": HeadContract(namespace="n", deployment="d"), "nodes": nodes})
 
 
-@pytest.mark.parametrize("text", ["/tmp", "/tmp:/srv/models", ":/opt/models", "/tmp:/opt/../etc", "/tmp:/opt/a b"])
-def test_a_mount_that_would_leave_a_trace_is_refused(text: str) -> None:
-    with pytest.raises(LocalError, match="mount"):
-        Mount.parse(text)
+@pytest.mark.parametrize(("name", "roles"), [("pd", ["prefill", "decode"]), ("aggregated", ["serve"])])
+def test_the_gateway_knows_every_engine_by_its_role(name: Literal["pd", "aggregated"], roles: list[str]) -> None:
+    contract = example(name)
+    parts = lay_out(contract, Path("/model"), range(1000, 1000 + ports_needed(contract)), FOLDER)
+    gateway = parts[-1].contract
+    assert isinstance(gateway, GatewayContract)
+    assert isinstance(gateway.discovery, FixedDiscovery)
+    assert [endpoint.role for endpoint in gateway.discovery.endpoints] == roles
+    for endpoint, part in zip(gateway.discovery.endpoints, parts, strict=False):
+        assert endpoint.url == f"http://{part.place.address}:{part.place.engine_port}"
 
 
-def test_a_mount_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="is not a folder"):
-        Mount.parse(f"{tmp_path / 'absent'}:/opt/models")
+def test_every_port_is_given_once() -> None:
+    contract = with_ray(example("pd"))
+    parts = lay_out(contract, None, range(1000, 1000 + ports_needed(contract)), FOLDER)
+    gateway = parts[-1].contract
+    assert isinstance(gateway, GatewayContract)
+    ports = [gateway.port, gateway.admin_port]
+    ports += [
+        p for one in parts[:-1] for p in (one.place.engine_port, one.place.agent_port, one.place.kv_transfer_port)
+    ]
+    assert sorted(ports) == list(range(1000, 1000 + ports_needed(contract)))
 
 
-def test_a_home_that_nodes_cannot_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADRACE_LOCAL_HOME", "/opt/cluster")
-    with pytest.raises(LocalError, match="lies under /opt"):
-        Layout.of_machine()
+def test_the_model_on_the_command_line_replaces_the_files() -> None:
+    contract = example("pd")
+    for model, path in ((Path("/given"), "/given"), (None, contract.nodes[0].model.path)):
+        parts = lay_out(contract, model, range(1000, 2000), FOLDER)
+        assert [part.contract.model.path for part in parts if isinstance(part.contract, NodeContract)] == [path] * 2
+
+
+def test_with_a_head_each_raylet_has_an_address_that_ray_leaves_alone() -> None:
+    parts = lay_out(with_ray(example("pd")), None, range(1000, 2000), FOLDER)
+    head = parts[0]
+    assert isinstance(head.contract, HeadContract)
+    nodes = [part for part in parts if isinstance(part.contract, NodeContract)]
+    addresses = [part.place.address for part in (head, *nodes)]
+    assert len(set(addresses)) == 3
+    assert "127.0.0.1" not in addresses
+    for part in nodes:
+        assert isinstance(part.contract, NodeContract)
+        assert part.contract.ray
+        assert part.contract.ray.address == f"{head.place.address}:{head.contract.port}"
+        assert part.contract.ray.token_file is None
+
+
+def test_free_ports_are_all_different() -> None:
+    assert len(set(free_ports(20))) == 20

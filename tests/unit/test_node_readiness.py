@@ -1,0 +1,69 @@
+"""What is read from an engine's metrics; an engine that no longer generates is noticed behind a good /health."""
+
+import asyncio
+import time
+
+import aiohttp
+import pytest
+
+from headrace_runtime.engine.fake import FakeEngine, Script
+from headrace_runtime.node.output import ERROR
+from headrace_runtime.node.readiness import Client, Health, Intervals, Load, parse_load, watch
+
+QUICK = Intervals(starting=0.02, health=0.02, health_timeout=0.2, token_timeout=0.1, progress=0.05)
+
+
+def test_requests_are_those_running_and_waiting() -> None:
+    text = (
+        'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_waiting{engine="0"} 3.0\n'
+        '# TYPE vllm:generation_tokens counter\nvllm:generation_tokens_total{engine="0"} 40.0\n'
+        "# TYPE vllm:iteration_tokens_total histogram\nvllm:iteration_tokens_total_sum 10.0\n"
+    )
+    assert parse_load(text) == Load(requests=5.0, progress=50.0)
+
+
+@pytest.mark.parametrize("text", ["", "python_info 1.0\n"])
+def test_metrics_that_count_no_requests_say_nothing(text: str) -> None:
+    assert parse_load(text) is None
+
+
+async def test_ready_takes_a_token_and_not_only_a_good_health() -> None:
+    health = Health()
+    async with FakeEngine(Script(model="m", fault="status")).serving("127.0.0.1", 0) as url:
+        async with aiohttp.ClientSession() as session:
+            watching = asyncio.create_task(watch(Client(session, url, "m"), health, QUICK, time.monotonic))
+            async with asyncio.timeout(5):
+                while not health.error:
+                    await asyncio.sleep(0.01)
+            watching.cancel()
+    assert health.ready_at is None
+    assert health.error == "the first request was answered with status 503"
+
+
+async def test_an_engine_that_hangs_behind_its_front_end_makes_no_progress() -> None:
+    health, engine = Health(), FakeEngine(Script(model="m"))
+    async with engine.serving("127.0.0.1", 0) as url:
+        async with aiohttp.ClientSession() as session:
+            watching = asyncio.create_task(watch(Client(session, url, "m"), health, QUICK, time.monotonic))
+            async with asyncio.timeout(5):
+                while health.ready_at is None:
+                    await asyncio.sleep(0.01)
+                engine.become(fault="stall")
+                while time.monotonic() - health.progressed_at < 0.5:
+                    await asyncio.sleep(0.01)
+            watching.cancel()
+    assert health.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("ValueError: max_model_len is too large", "ValueError: max_model_len is too large"),
+        ("(EngineCore pid=7) ERROR 11-21 [core.py:9] torch.OutOfMemoryError: tried", "torch.OutOfMemoryError: tried"),
+        ("INFO: 127.0.0.1 - GET /health", None),
+        ('  File "x.py", line 3, in run', None),
+    ],
+)
+def test_an_exceptions_line_is_told_from_the_rest(line: str, told: str | None) -> None:
+    found = ERROR.search(line)
+    assert (found[1] if found else None) == told
