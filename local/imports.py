@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,24 +12,22 @@ from typing import IO
 
 from local.errors import LocalError
 from local.images import NAME, REFERENCE, ArchivedImage, read_names
-from local.programs import attempt, run, wait_until
+from local.programs import run, wait_until
 
 NAMESPACE = "k8s.io"  # where the kubelet looks
 
 
-def import_archive(archive: Path, socket: Path) -> bool:
-    """Imports the archive through the containerd that answers at `socket`; False if it has all of its images.
+def import_archive(archive: Path, address: Path) -> bool:
+    """Imports the archive through the containerd that answers at `address`; False if it has all of its images.
 
     Raises:
         LocalError: it is no image archive, or the import failed.
     """
     images = read_names(archive)
-    client = ("ctr", "--address", str(socket), "--namespace", NAMESPACE, "images")
-    wait_until(
-        f"containerd answers at {socket}", lambda: attempt("ctr", "--address", socket, "version").returncode == 0, 60
-    )
+    client = ("ctr", "--address", str(address), "--namespace", NAMESPACE, "images")
+    wait_until(f"containerd listens at {address}", lambda: _listens(address), 60, step=0.05)
     there = known_digests(run(*client, "list"))
-    if images and all(_is_there(image, there, socket) for image in images):
+    if images and all(_is_there(image, there, address) for image in images):
         return False
     if all(image.named_for_containerd for image in images):
         run(*client, "import", archive)
@@ -37,11 +36,21 @@ def import_archive(archive: Path, socket: Path) -> bool:
     return True
 
 
-def _is_there(image: ArchivedImage, there: dict[str, str], socket: Path) -> bool:
+def _listens(path: Path) -> bool:
+    """Asked without a program, which would outlive a command that is killed while it waits."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _is_there(image: ArchivedImage, there: dict[str, str], address: Path) -> bool:
     manifest = there.get(image.name)
     if manifest is None or manifest == image.digest:
         return manifest is not None
-    words = run("ctr", "--address", socket, "--namespace", NAMESPACE, "content", "get", manifest)
+    words = run("ctr", "--address", address, "--namespace", NAMESPACE, "content", "get", manifest)
     config: dict[str, str] = json.loads(words).get("config", {})
     return config.get("digest") == image.digest
 

@@ -25,6 +25,7 @@ HUB_ADDRESS = "172.31.240.1"
 # Machine-wide facts of a node that a bind mount cannot replace: these folders are empty inside a node, or its own.
 HIDDEN_IN_A_NODE = ("/opt", "/run", "/var/log", "/var/lib/kubelet", "/var/lib/cni")
 MOST_NODES = 9
+LONGEST_HOME = 80  # the kernel takes 107 letters for the path of a socket
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Layout:
     def of_machine(cls) -> Layout:
         home = Path(os.environ.get("HEADRACE_LOCAL_HOME") or f"/var/lib/{NAME}").absolute()
         require_visible(home)
+        if len(str(home)) > LONGEST_HOME:
+            raise LocalError(f"HEADRACE_LOCAL_HOME={home}: longer than {LONGEST_HOME} letters, and sockets lie in it")
         return cls(home)
 
     @property
