@@ -184,16 +184,20 @@ def bind_forks_to_their_parents() -> None:
 
 
 def import_vllm() -> None:
-    """Import what engines will need, and let vLLM's own processes be forks.
+    """Import what engines will need, and keep vLLM from starting Pythons anew where there is no CUDA to protect.
 
     `CpuPlatform.check_and_update_config` sets VLLM_WORKER_MULTIPROC_METHOD to spawn whatever the user chose, so the
-    function that reads it is replaced, before the modules that import it by name are loaded.
+    function that reads it is replaced, before the modules that import it by name are loaded. And the registry asks a
+    new process about a model's class, which imports everything once more, unless an earlier engine cached the answer.
     """
     import vllm.utils.system_utils as system  # noqa: PLC0415 - takes seconds, and the tests of `parse` need none of it
 
     system.get_mp_context = lambda: multiprocessing.get_context("fork")
     for module in WARM:
         importlib.import_module(module)
+    from vllm.model_executor.models import registry  # noqa: PLC0415
+
+    registry._run_in_subprocess = lambda ask: ask()
 
 
 def main() -> NoReturn:
