@@ -107,7 +107,9 @@ def system_symbols() -> set[str]:
     """What the C and C++ libraries of this machine export, the loader's own symbols included."""
     for name in SYSTEM:
         ctypes.CDLL(name)
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+    stems = ("ld-linux", *(re.escape(name.partition(".so")[0]) for name in SYSTEM))
+    file = re.compile(rf"/\S*/({'|'.join(stems)})[-.][^/\s]*$", re.MULTILINE)
+    mapped = {found[0] for found in file.finditer(Path("/proc/self/maps").read_text())}
     return {symbol for path in mapped for symbol in parsed(Path(path)).exports}
 
 
