@@ -7,6 +7,7 @@ change handlers, timers and daemons it writes neither annotations nor finalizers
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def run(workers: Workers, settings: Settings, stop: asyncio.Event | None = None) -> None:
+async def run(workers: Workers, settings: Settings, stop: asyncio.Event | threading.Event | None = None) -> None:
     """Run until a signal comes, or until `stop` is set."""
     server = await metrics.serve(settings.port) if settings.port else None
     try:
