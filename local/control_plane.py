@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from local.layout import SERVICES
+
+AUDIT_POLICY: Final[dict[str, Any]] = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}
+"""Who of the workloads asked for what, without bodies: a test compares what an operator may do with what it does."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,10 @@ class ControlPlane:
     def url(self) -> str:
         """Where nodes and components call the API server."""
         return f"https://{self.address}:{self.api_port}"
+
+    @property
+    def audit_policy(self) -> Path:
+        return self.data / "audit-policy.json"
 
     @property
     def etcd_url(self) -> str:
@@ -87,6 +104,11 @@ def api_server(plane: ControlPlane) -> list[str]:
         "--default-unreachable-toleration-seconds=5",
         "--profiling=false",
     ]
+
+
+def api_server_audited(plane: ControlPlane, log: Path) -> list[str]:
+    """The API server that writes down the calls of `AUDIT_POLICY`, one JSON object per line of `log`."""
+    return [*api_server(plane), f"--audit-policy-file={plane.audit_policy}", f"--audit-log-path={log}"]
 
 
 def api_server_alone(plane: ControlPlane) -> list[str]:

@@ -55,6 +55,7 @@ def write(layout: Layout, program: Path, port: int) -> ControlPlane:
         path = layout.hub / f"{client.file}.kubeconfig"
         certificates.write_kubeconfig(path, layout.pki, client, plane.url)
     certificates.write_kubeconfig(layout.kubeconfig, layout.pki, certificates.ADMIN, f"https://127.0.0.1:{port}")
+    write_json(plane.audit_policy, control_plane.AUDIT_POLICY)
     # kube-proxy gives clients in the hub their Services; it wants the name of some node.
     write_json(layout.hub / "kube-proxy.yaml", node_config.kube_proxy(layout.hub / "proxy.kubeconfig", "n1"))
     search = "search default.svc.cluster.local svc.cluster.local cluster.local"
@@ -70,7 +71,7 @@ def start(layout: Layout, plane: ControlPlane, listener: socket.socket) -> None:
     proxy = [str(plane.program), "kube-proxy", f"--config={folder / 'kube-proxy.yaml'}"]
     daemons = {
         "etcd": "exec " + shlex.join(control_plane.etcd(plane)),
-        "kube-apiserver": "exec " + shlex.join(control_plane.api_server(plane)),
+        "kube-apiserver": "exec " + shlex.join(control_plane.api_server_audited(plane, layout.audit_log)),
         "kube-controller-manager": once_ready
         + shlex.join(control_plane.controller_manager(plane, node_config.GRACE_SECONDS)),
         "kube-scheduler": once_ready + shlex.join(control_plane.scheduler(plane)),

@@ -144,6 +144,11 @@ class Layout:
         return self.home / "mounts"
 
     @property
+    def audit_log(self) -> Path:
+        """The calls of workloads' service accounts to the API server, a JSON object per line."""
+        return self.hub / "audit.log"
+
+    @property
     def resolver(self) -> Path:
         return self.home / "resolv.conf"
 

@@ -43,6 +43,7 @@ def test_no_command_line_names_a_flag_twice() -> None:
     commands = (
         control_plane.etcd(PLANE),
         control_plane.api_server_alone(PLANE),
+        control_plane.api_server_audited(PLANE, FOLDER / "audit.log"),
         control_plane.controller_manager(PLANE, 8),
         control_plane.scheduler(PLANE),
         node_config.kubelet_command(PLANE.program, FOLDER, Node(1)),
