@@ -106,7 +106,7 @@ def demo(console: Console) -> None:
     console.print(
         f"\n[bold]{monotonic() - began:.0f} s in all; at most {disk.peak / 1e9:.1f} GB of disk more than before[/]"
     )
-    console.print(what_next(provider), highlight=False)
+    console.out(what_next(provider), highlight=False)
 
 
 def prepare(provider: Provider, console: Console) -> Prepared:

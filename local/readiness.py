@@ -58,7 +58,7 @@ def wait_until_ready(kubectl: Kubectl, name: str, limit: float, console: Console
             if console.is_terminal:
                 live.update(_table(conditions, monotonic() - began), refresh=True)
             else:
-                _say_changes(conditions, seen, monotonic() - began, console.print)
+                _say_changes(conditions, seen, monotonic() - began, console.out)
             if is_ready(current):
                 return monotonic() - began
             if monotonic() - began > limit:
