@@ -1,0 +1,80 @@
+"""The command line: `plan` without a cluster, and `run` where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from headrace_operator.__main__ import main
+from headrace_operator.testing import Sample
+from headrace_runtime.contract import LocalContract
+
+
+def call(*arguments: str | Path, **env: str) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], env=env)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.yaml"
+    path.write_text(yaml.safe_dump(Sample().split(1, 2).build()))
+    return path
+
+
+def test_prints_every_object_as_yaml(file: Path) -> None:
+    result = call("plan", file)
+    assert result.exit_code == 0
+    objects = list(yaml.safe_load_all(result.stdout))
+    assert {obj["metadata"]["namespace"] for obj in objects} == {"demo"}
+    assert sum(obj["kind"] == "Pod" for obj in objects) == 4
+    assert "Secret" not in {obj["kind"] for obj in objects}
+
+
+def test_images_come_from_the_settings(file: Path) -> None:
+    assert "example.org/mine:3" in call("plan", file, HEADRACE_ENGINE_IMAGE="example.org/mine:3").stdout
+
+
+def test_prints_the_contract_of_plain_processes(file: Path) -> None:
+    contract = LocalContract.model_validate(json.loads(call("plan", "--contracts", "local", file).stdout))
+    assert [node.role for node in contract.nodes] == ["prefill", "decode", "decode"]
+    assert {node.model.path for node in contract.nodes} == {"/models/tiny"}
+
+
+def test_a_claim_is_no_folder_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "chat.yaml"
+    path.write_text(yaml.safe_dump(Sample().set("model.source", "pvc://claim/path").build()))
+    result = call("plan", "--contracts", "local", path)
+    assert result.exit_code == 1
+    assert "spec.model.source" in result.output
+
+
+def test_shows_every_problem_of_a_spec_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        yaml.safe_dump(Sample().set("engine.dtype", "float17").set("kvCache.host", {"size": "1Gi"}).build())
+    )
+    result = call("plan", path)
+    assert result.exit_code == 1
+    assert "spec.engine.dtype" in result.output
+    assert "spec.kvCache.host" in result.output
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "kind: Pod\n"])
+def test_a_file_without_a_deployment_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "none.yaml"
+    path.write_text(text)
+    result = call("plan", path)
+    assert result.exit_code == 1
+    assert "none.yaml" in result.output
+
+
+def test_a_wrong_setting_is_named_with_its_variable() -> None:
+    result = call("run", HEADRACE_RESYNC_SECONDS="soon")
+    assert result.exit_code == 1
+    assert "HEADRACE_RESYNC_SECONDS" in result.output
+
+
+def test_run_lists_its_environment() -> None:
+    assert "HEADRACE_NAMESPACES" in call("run", "--help").output
