@@ -1,4 +1,8 @@
-"""One cluster for all tests of this folder: the one that is up, or one that is brought up and taken down again."""
+"""One cluster for all tests of this folder: the one that is up, or one that is brought up and taken down again.
+
+On it one Headrace, installed as `make demo` installs it from the images that are built here, and one deployment of the
+sample. Tests share them, and put right what they broke.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from local import images, programs, toolchain
+from local import demo, images, programs, toolchain
 from local.choice import choose, why_none
+from local.demo import MODEL, NAME, RELEASE, SAMPLE, SYSTEM_NAMESPACE
 from local.provider import Provider
+from local.readiness import Kubectl
 from local.steps import Steps
+from tests.cluster.deployments import Infd
 
 HERE = Path(__file__).parent
 NODES = 3
+NAMESPACE = "headrace-test"
+# The ground first, since it kills nodes; then what stands on it; last what looks back at all that was done.
+ORDER = ("test_local_", "test_chart_", "test_deployment_sample", "test_deployment_", "test_operator_")
 
 
 @dataclass(frozen=True)
@@ -46,16 +57,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_here(item):
             item.add_marker(pytest.mark.cluster)
+    items.sort(key=_place)  # keeps the order of equals
+
+
+def _place(item: pytest.Item) -> int:
+    if not _is_here(item):
+        return -1
+    return next((place for place, prefix in enumerate(ORDER) if item.path.name.startswith(prefix)), len(ORDER))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds what is not there yet before any test's clock runs: the first time that takes minutes."""
-    wanted = any(_is_here(item) for item in session.items) and not session.config.option.collectonly
-    if wanted and why_none() is None and choose().name == "bare":
+    wanted = [item for item in session.items if _is_here(item)]
+    if not wanted or session.config.option.collectonly or why_none() is not None:
+        return
+    provider = choose()
+    if provider.name == "bare":
         toolchain.kubernetes()
         toolchain.kubectl()
         images.coredns_image()
         images.debian_base()
+    if provider.name != "current" and any("headrace" in getattr(item, "fixturenames", ()) for item in wanted):
+        demo.prepare(provider, Console(stderr=True))
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +94,59 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if ours:
             provider.down(Steps())
+
+
+@dataclass(frozen=True)
+class Headrace:
+    """The operator under test, installed by its chart, and a namespace for the deployments."""
+
+    cluster: Cluster
+    system: Kubectl
+    """For the operator's namespace."""
+    kubectl: Kubectl
+    """For the namespace of the deployments."""
+
+    def infd(self, name: str, model: str = "tiny") -> Infd:
+        return Infd(self.kubectl, name, model)
+
+    def operator_pod(self) -> str:
+        """The name of the operator's pod, once there is just one and it is Ready."""
+        self.system("rollout", "status", f"deployment/{RELEASE}", "--timeout=90s")
+        running = "--field-selector=status.phase=Running"
+        names = self.system("get", "pods", running, f"--selector=app.kubernetes.io/instance={RELEASE}", "--output=name")
+        (name,) = names.split()
+        return name
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The sample, and how long it took from `kubectl apply` to Ready."""
+
+    infd: Infd
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def headrace(cluster: Cluster) -> Iterator[Headrace]:
+    provider, console, steps = cluster.provider, Console(stderr=True), Steps()
+    if provider.name == "current":
+        pytest.skip("images and the engine cannot be put into a cluster that was not made here: unset CLUSTER")
+    prepared = demo.prepare(provider, console)
+    provider.mount(prepared.mounts, steps)
+    provider.load([prepared.operator.archive, prepared.runtime.archive], steps)
+    demo.install(provider, prepared, console)
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    made = Headrace(cluster, Kubectl(cluster.kubeconfig, SYSTEM_NAMESPACE), Kubectl(cluster.kubeconfig, NAMESPACE))
+    try:
+        yield made
+    finally:
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait")
+
+
+@pytest.fixture(scope="session")
+def chat(headrace: Headrace) -> Chat:
+    """The sample of `make demo`, applied and Ready."""
+    infd = headrace.infd(NAME, MODEL)
+    headrace.kubectl("apply", "--filename", str(SAMPLE))
+    return Chat(infd, infd.until_ready(240))
