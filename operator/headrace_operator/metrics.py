@@ -11,7 +11,7 @@ WORKERS = Gauge("headrace_workers", "InferenceDeployments that are looked after"
 PASS_SECONDS = Histogram(
     "headrace_pass_seconds", "Seconds of one pass over one object", buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 )
-CALLS = Counter("headrace_api_calls", "Calls to the API server", ("verb", "kind"))
+CALLS = Counter("headrace_api_calls", "Calls to the API server", ("method", "resource"))
 ERRORS = Counter("headrace_errors", "Passes that failed", ("reason",))
 
 

@@ -19,6 +19,7 @@ from headrace_operator.cluster import DEPLOYMENT, INFERENCE_DEPLOYMENT, POD, SER
 from headrace_operator.cluster.client import KubernetesCluster
 from headrace_operator.cluster.fake import FakeRuntime
 from headrace_operator.errors import ClusterError
+from headrace_operator.metrics import CALLS
 from headrace_operator.reconcile import World, reconcile
 from headrace_operator.state import Object, Ref
 from headrace_operator.testing import DEFAULTS, Sample, agent, running
@@ -153,6 +154,17 @@ async def test_from_apply_to_ready_and_then_silence(stage: Stage) -> None:
     assert (await stage.judged(c.READY))["status"] == "True"
     assert await stage.reconcile() == []
     assert (await stage.status())["observedGeneration"] == 1
+
+
+async def test_calls_are_counted_by_what_they_are_about(stage: Stage) -> None:
+    def count(method: str, resource: str) -> float:
+        return CALLS.labels(method=method, resource=resource)._value.get()
+
+    before = count("PATCH", "inferencedeployments/status"), count("POST", "pods")
+    await stage.apply(Sample().serve())
+    await stage.reconcile()
+    assert count("PATCH", "inferencedeployments/status") == before[0] + 1
+    assert count("POST", "pods") == before[1] + 2
 
 
 async def test_everything_is_owned_by_the_deployment_and_applied_by_us(stage: Stage) -> None:

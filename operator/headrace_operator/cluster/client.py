@@ -20,6 +20,7 @@ from kubernetes.aio.config.kube_config import load_kube_config
 from headrace_operator import names
 from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, OWNED, POD, Kind, kind_of
 from headrace_operator.errors import ClusterError, Conflict, SettingsError, Unreachable
+from headrace_operator.metrics import CALLS
 from headrace_operator.state import Object, Ref
 
 APPLY = "application/apply-patch+yaml"
@@ -165,6 +166,7 @@ class KubernetesCluster:
     ) -> Object:
         """One request. Raises Unreachable, Conflict or ClusterError; the answer of a success is always an object."""
         call = f"{method} {path}"
+        CALLS.labels(method=method, resource=_resource(path)).inc()
         _, url, headers, payload, _ = await self._api.param_serialize(
             method,
             path,
@@ -186,6 +188,13 @@ class KubernetesCluster:
         raise failure(
             call, response.status, answer.get("reason", ""), answer.get("message", raw[:200].decode(errors="replace"))
         )
+
+
+def _resource(path: str) -> str:
+    """`pods`, or `inferencedeployments/status`: what a path is about, without any name."""
+    kind, _, rest = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
+    _, _, subresource = rest.partition("/")
+    return f"{kind}/{subresource}" if subresource else kind
 
 
 def _decoded(raw: bytes) -> dict[str, Any]:
