@@ -1,1 +1,1 @@
-"""Benchmarks. `python -m bench --help`."""
+"""Benchmarks: each runs its baseline beside ours in one run and prints ratios. `python -m bench` lists them."""

@@ -80,7 +80,7 @@ class Flow:
             record.outcome = "left"
             raise
         finally:
-            record.status, record.bytes_sent = answer.status, answer.bytes_sent
+            record.status = answer.status
             self.telemetry.in_flight.dec()
             self.telemetry.finished(record, time.monotonic())
 

@@ -63,14 +63,13 @@ class Source(Protocol):
 class Answer:
     """The answer to one request: either `send` once, or `start`, any number of `write`, `finish`."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "bytes_sent", "finished", "request_id", "source", "status")
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "request_id", "source", "status")
 
     def __init__(self, connection: "ClientConnection", request: Request) -> None:
         self.request_id = _request_id(request.headers.get("x-request-id"))
         self.status = 0
         """0 until the head is written."""
         self.finished = False
-        self.bytes_sent = 0
         self.source: Source | None = None
         self._connection = connection
         self._keep_alive = request.keep_alive
@@ -80,7 +79,6 @@ class Answer:
         """The whole answer."""
         head = self._head(status, [*headers, ("content-length", str(len(body)))])
         self._connection.write(head + body)
-        self.bytes_sent = len(body)
         self._end()
 
     def send_error(self, error: RequestError, headers: list[tuple[str, str]] | None = None) -> None:
@@ -96,8 +94,11 @@ class Answer:
         self.write(first)
 
     def write(self, data: bytes) -> None:
-        self.bytes_sent += len(data)
         self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def chunk_writer(self) -> Callable[[bytes], None] | None:
+        """Takes whole HTTP chunks, in place of `write`; None for an HTTP/1.0 client."""
+        return self._connection.chunk_writer() if self._chunked else None
 
     def finish(self) -> None:
         if self._chunked:
@@ -212,6 +213,9 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
+
+    def chunk_writer(self) -> Callable[[bytes], None]:
+        return self._transport.write
 
     def abort(self) -> None:
         self._transport.abort()

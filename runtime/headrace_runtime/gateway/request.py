@@ -18,10 +18,10 @@ BYTES_PER_TOKEN = 4
 
 Document = Mapping[str, Any]
 
-# What the prefill engine returns is read for its transfer parameters alone. Of the client's fields these would make
-# the copy invalid beside `max_tokens: 1` and `stream: false` (stream_options, min_tokens), cost something for nothing
-# (logprobs), or end the answer by another cause than its length (stop): only an answer capped by its length hands its
-# KV blocks over.
+# What the prefill engine returns is read for its transfer parameters alone. Of the client's fields these would make the
+# copy invalid beside `max_tokens: 1` and `stream: false` (stream_options, min_tokens), cost something for nothing
+# (logprobs), or end the answer by another cause than its length (stop), after which not every connector of vLLM hands
+# its KV blocks over.
 _NOT_FOR_PREFILL = frozenset({"stream_options", "min_tokens", "logprobs", "top_logprobs", "stop", "stop_token_ids"})
 _ASK_FOR_TRANSFER = {
     "do_remote_decode": True,
@@ -98,11 +98,12 @@ def decode_body(facts: Facts, transfer: Document) -> bytes:
 
 def _refuse_transfer_fields(document: Document) -> None:
     """A client must not name the host that an engine then fetches KV blocks from."""
-    if document.get("kv_transfer_params") is not None:
-        raise errors.malformed("`kv_transfer_params` is set by the gateway, not by clients.", "kv_transfer_params")
     extra = document.get("vllm_xargs")
-    if isinstance(extra, dict) and "kv_transfer_params" in extra:
-        raise errors.malformed("`vllm_xargs` must not hold `kv_transfer_params`.", "vllm_xargs")
+    for name in ("kv_transfer_params", "ec_transfer_params"):
+        if document.get(name) is not None:
+            raise errors.malformed(f"`{name}` is set by the gateway, not by clients.", name)
+        if isinstance(extra, dict) and name in extra:
+            raise errors.malformed(f"`vllm_xargs` must not hold `{name}`.", "vllm_xargs")
 
 
 def _text_tokens(text: str) -> int:

@@ -174,7 +174,7 @@ class Gateway:
 
 
 def _listen_on(address: str) -> str:
-    """All addresses of the pod's family: `kubectl port-forward` comes over loopback. A loopback address alone otherwise."""
+    """All addresses of the pod's family, as `kubectl port-forward` comes over loopback; or loopback alone."""
     ip = ipaddress.ip_address(address)
     if ip.is_loopback:
         return address

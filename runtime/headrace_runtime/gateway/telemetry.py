@@ -41,7 +41,6 @@ class Record:
     first_token: float | None = None
     status: int = 0
     outcome: Outcome = "failed"
-    bytes_sent: int = 0
 
 
 class Telemetry:
@@ -143,6 +142,5 @@ def _line(record: Record, now: float) -> bytes:
         "tries": record.tries,
         "ttft_ms": None if first is None else round((first - record.began) * 1e3, 1),
         "duration_ms": round((now - record.began) * 1e3, 1),
-        "bytes": record.bytes_sent,
     }
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,48 @@
+"""`python -m bench NAME`: run one benchmark, print its table, exit 1 when one of its checks fails."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench.report import Options, Report
+
+BENCHES = {
+    "gateway": "Requests/s and processor time of the gateway, against the same engine asked directly",
+    "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
+}
+"""Name of the benchmark and of its module, which has `run(options) -> Report`."""
+
+
+@click.command(context_settings={"max_content_width": 120})
+@click.argument("name", type=click.Choice(sorted(BENCHES)), required=False)
+@click.option("--quick", is_flag=True, help="Shorter, to see that it works; the figures are not to be quoted.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result there as JSON.")
+@click.option(
+    "--traces",
+    envvar="HEADRACE_TRACES",
+    show_envvar=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of request traces.",
+)
+def main(name: str | None, quick: bool, file: Path | None, traces: Path | None) -> None:
+    """Run the benchmark NAME; without a name, list what there is. Exit 1: a check did not hold."""
+    console = Console()
+    if name is None:
+        table = Table("Benchmark", "What it measures")
+        for bench, summary in sorted(BENCHES.items()):
+            table.add_row(bench, summary)
+        console.print(table)
+        return
+    report: Report = import_module(f"bench.{name}").run(Options(quick, traces))
+    report.show(console)
+    if file is not None:
+        report.write(file)
+    sys.exit(0 if report.ok else 1)
+
+
+if __name__ == "__main__":
+    main()

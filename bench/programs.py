@@ -1,0 +1,66 @@
+"""Programs that a benchmark starts: an engine, a gateway. They end with the block they are started in, whatever
+happens."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+STOP_SECONDS = 20.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a session of its own while the block lasts; then end all of the session. Output goes to
+    `log`."""
+    with log.open("wb") as output:
+        program = subprocess.Popen(
+            argv, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True
+        )
+        try:
+            yield program
+        finally:
+            program.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what outlasts it is killed, with all it started
+                program.wait(STOP_SECONDS)
+            _kill_group(program.pid)
+            program.wait()
+
+
+def wait_for(url: str, program: subprocess.Popen[bytes], log: Path, seconds: float = 180.0) -> None:
+    """Until `url` answers 200. Raises RuntimeError with the end of the log where it does not, or the program ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and program.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    raise RuntimeError(f"nothing answers at {url}; the end of {log.name}:\n{tail}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of one process so far, user and system (proc(5), fields 14 and 15 of `stat`)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # all have ended
