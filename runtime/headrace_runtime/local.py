@@ -55,9 +55,15 @@ class Part:
     place: Place
 
     @property
-    def admin_url(self) -> str:
-        port = self.contract.admin_port if isinstance(self.contract, GatewayContract) else self.place.agent_port
-        return f"http://{self.place.address}:{port}"
+    def agent_url(self) -> str:
+        return f"http://{self.place.address}:{self.place.agent_port}"
+
+    @property
+    def ready_url(self) -> str:
+        """Answers 200 once this part does its work; of the gateway: once it has an engine to ask."""
+        if isinstance(self.contract, GatewayContract):
+            return f"http://{self.place.address}:{self.contract.port}/health"
+        return f"{self.agent_url}/readyz"
 
 
 def ports_needed(contract: LocalContract) -> int:
@@ -191,13 +197,13 @@ class Deployment:
         name, phase = part.place.name, "Starting"
         try:
             if isinstance(part.contract, NodeContract):
-                async with session.get(f"{part.admin_url}/state") as answer:
+                async with session.get(f"{part.agent_url}/state") as answer:
                     state = NodeState.model_validate_json(await answer.read())
                 phase = state.phase
                 if phase == "Failed":
                     raise FailedError(f"{name}: {state.reason}: {state.message}")
             else:
-                async with session.get(f"{part.admin_url}/readyz") as answer:
+                async with session.get(part.ready_url) as answer:
                     phase = "Ready" if answer.status == 200 else "Starting"
         except (aiohttp.ClientError, TimeoutError):
             pass  # not listening yet, or busy: its end is seen elsewhere

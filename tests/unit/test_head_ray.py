@@ -1,4 +1,4 @@
-"""How Ray is started: authentication always explicit, the control store on disk, and no leftover that stops a new head."""
+"""How Ray is started: authentication always explicit, the control store on disk, no leftover that stops a new head."""
 
 import json
 from pathlib import Path

@@ -31,6 +31,8 @@ for line in sys.stdin:
     if pid == 0:
         os.setsid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != me:
+            os._exit(1)
         with open(order["log"], "a") as log:
             log.write(" ".join(order["argv"]) + " " + order["env"]["GREETING"])
         time.sleep(600)

@@ -58,8 +58,8 @@ async def family(children: Children) -> Program:
     told, tell = os.pipe()
     program = children.start(FAMILY, stdout=tell)
     os.close(tell)
-    assert await asyncio.to_thread(os.read, told, 3) == b"up\n"
-    os.close(told)
+    with os.fdopen(told) as lines:
+        assert await asyncio.to_thread(lines.readline) == "up\n"
     return program
 
 

@@ -153,6 +153,11 @@ class Head:
             self._reported_at = float("-inf")
             await asyncio.sleep(FLEET_DELAY)
 
+    @staticmethod
+    async def _next_line(reports: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(SILENT_SECONDS):
+            return await reports.readline()
+
     async def _listen(self, program: Program, reports_in: int) -> None:
         """Take reports until they stop, or stay away for too long."""
         reports = asyncio.StreamReader()
@@ -161,7 +166,7 @@ class Head:
             lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(reports_in, "rb", 0)
         )
         try:
-            while line := await asyncio.wait_for(reports.readline(), SILENT_SECONDS):
+            while line := await self._next_line(reports):
                 with suppress(ValidationError):  # Ray, too, may print a line
                     self._fleet = FleetState.model_validate_json(line)
                     self._reported_at, self._was_ready = loop.time(), True

@@ -142,7 +142,8 @@ class Agent:
                     if task.done():
                         task.result()  # an agent that cannot read weights or join Ray must say so, not sit there
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), STEP_SECONDS)
+                    async with asyncio.timeout(STEP_SECONDS):
+                        await self._wake.wait()
                 self._wake.clear()
         finally:
             self._weights.progress.cancelled.set()

@@ -81,7 +81,7 @@ class ZygoteLauncher:
     async def close(self) -> None:
         zygote, self._zygote = self._zygote, None
         if zygote is not None:
-            await zygote.program.kill()
+            await zygote.close()
 
 
 class _Zygote:
@@ -120,6 +120,12 @@ class _Zygote:
         if engine is None:
             raise LaunchError(f"the engine's parent {await self.program.ended}")
         return engine
+
+    async def close(self) -> None:
+        await self.program.kill()
+        if self._listening is not None:
+            await self._listening
+        await asyncio.sleep(0)  # the pipe to it is closed in the loop's next turn
 
     async def _listen(self, reports: asyncio.StreamReader) -> None:
         while line := await reports.readline():
