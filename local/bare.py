@@ -244,7 +244,9 @@ class Bare:
         sandbox.end()
         network.delete_all()
         made = self.layout.home / "made"
-        for point in made.read_text().split() if made.exists() else ():
+        # Removing a folder takes it from every mount namespace: another cluster's nodes may stand on it.
+        removable = made.exists() and not sandbox.other_clusters()
+        for point in made.read_text().split() if removable else ():
             # Only if nothing else has come to use it.
             if Path(point).is_dir() and not any(Path(point).iterdir()):
                 Path(point).rmdir()
@@ -252,10 +254,12 @@ class Bare:
             shutil.rmtree(self.layout.home)
 
     def _make_mount_points(self) -> None:
-        absent = [point for point in MOUNT_POINTS if not Path(point).exists()]
-        (self.layout.home / "made").write_text("\n".join(absent))
-        for point in absent:
-            Path(point).mkdir(parents=True)
+        # What another cluster made is for the last of them to remove.
+        shared = bool(sandbox.other_clusters())
+        made = [point for point in MOUNT_POINTS if shared or not Path(point).exists()]
+        (self.layout.home / "made").write_text("\n".join(made))
+        for point in made:
+            Path(point).mkdir(parents=True, exist_ok=True)
 
     def _import(self, archives: Sequence[Path], cluster: Sequence[Node]) -> None:
         """One archive after the other, each to all nodes at once: the disk is the limit, and the page cache helps."""

@@ -107,6 +107,11 @@ def names() -> list[str]:
     return sorted(entry.name for entry in top.iterdir() if entry.is_dir()) if top.is_dir() else []
 
 
+def other_clusters() -> list[str]:
+    """The clusters of other names that run on this machine."""
+    return sorted(hub.parent.name for hub in (CGROUPS / "pids").glob("*/hub") if hub.parent.name != NAME)
+
+
 def end(name: str = "", limit: float = 30) -> None:
     """SIGKILLs every process of one sandbox, or of all, and removes the cgroups. Harmless when there is nothing."""
     groups = [_group(hierarchy, name) for hierarchy in _hierarchies()]
