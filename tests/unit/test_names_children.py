@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_operator import names
@@ -18,6 +18,7 @@ def test_short_names_are_the_parts_in_a_row() -> None:
     assert names.ray_address("demo", "chat") == "chat-head.demo.svc:6379"
 
 
+@settings(max_examples=50, deadline=None)
 @given(deployments)
 def test_every_name_is_a_dns_label(deployment: str) -> None:
     for name in (
@@ -29,6 +30,7 @@ def test_every_name_is_a_dns_label(deployment: str) -> None:
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name), name
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(long_names, min_size=2, max_size=5, unique=True))
 def test_long_names_that_are_cut_stay_apart(deployments: list[str]) -> None:
     assert len({names.engine_pod(d, "decode", "0123456789", 0) for d in deployments}) == len(deployments)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_operator.plan.rollout import Bounds, Count, Step, next_step
@@ -119,6 +119,7 @@ bounds = st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(sum).map(lambda 
 fleets = st.dictionaries(st.sampled_from(["prefill", "decode"]), counts, min_size=1)
 
 
+@settings(max_examples=100, deadline=None)
 @given(fleets, bounds, st.data())
 def test_every_rollout_ends_within_its_bounds_whatever_becomes_ready_first(
     start: dict[str, Count], bounds: Bounds, data: st.DataObject
@@ -138,6 +139,7 @@ def test_every_rollout_ends_within_its_bounds_whatever_becomes_ready_first(
     assert not fleet.advance()
 
 
+@settings(max_examples=100, deadline=None)
 @given(fleets, bounds, st.lists(st.tuples(st.booleans(), few), max_size=6))
 def test_a_spec_that_changes_again_half_way_never_passes_the_bounds(
     start: dict[str, Count], bounds: Bounds, changes: list[tuple[bool, int]]
@@ -154,6 +156,7 @@ def test_a_spec_that_changes_again_half_way_never_passes_the_bounds(
     assert fleet.done()
 
 
+@settings(max_examples=100, deadline=None)
 @given(fleets, bounds)
 def test_while_decode_of_the_new_revision_is_missing_old_pairs_stay_whole(
     start: dict[str, Count], bounds: Bounds
