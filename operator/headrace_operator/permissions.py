@@ -25,7 +25,8 @@ class Rule:
 
 
 APPLIED = ("get", "list", "watch", "create", "patch", "delete")
-"""`get` sees, before an object is first applied, that its name is not somebody else's. Server-side apply is `patch`, and also `create` where the object does not exist yet."""
+"""`get` sees, before an object is first applied, that its name is not somebody else's. Server-side apply is `patch`,
+and also `create` where the object does not exist yet."""
 
 RULES: tuple[Rule, ...] = (
     Rule(names.GROUP, (names.PLURAL,), ("get", "list", "watch"), "what is looked after"),
