@@ -1,4 +1,4 @@
-"""A gateway between a client and simulated engines, over loopback: a request's way, and what happens when a part fails."""
+"""A gateway between a client and simulated engines, over loopback: a request's way, also when parts of it fail."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -234,7 +234,7 @@ class ClientConnection(asyncio.Protocol):
         self._resume_reading()
         self._set_deadline(self._limits.idle_seconds)
         self._serve_next()
-        if self._answer is None and self._waiting:
+        if self._answer is None and self._waiting and not self._lingering:
             waiting, self._waiting = bytes(self._waiting), bytearray()
             self._feed(waiting)
 
@@ -302,6 +302,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, piece: bytes) -> None:
+        if self._refusal is not None:
+            return
         self._body.append(piece)
         self._body_bytes += len(piece)
         if self._body_bytes > self._limits.body_bytes:
@@ -310,6 +312,8 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
+        if self._refusal is not None:
+            return
         method = self._parser.get_method().decode("latin-1")
         old = self._parser.get_http_version() == "1.0"
         keep_alive = self._parser.should_keep_alive()
@@ -342,18 +346,19 @@ class ClientConnection(asyncio.Protocol):
             self._head_bytes = 0
         elif self._head_bytes > self._limits.head_bytes:
             self._refusal = errors.head_too_large(self._limits.head_bytes)
-        if self._refusal is not None and not self._ready:
-            self._refuse(self._refusal)
-            return
         self._serve_next()
 
     def _serve_next(self) -> None:
-        if self._answer is not None or not self._ready:
+        """Requests that came whole, in their order; then, if what followed them is refused, that."""
+        if self._answer is not None:
             return
-        request = self._ready.popleft()
-        self._answer = Answer(self, request)
-        self.deadline = float("inf")
-        self._task = self._loop.create_task(self._serve(request, self._answer))
+        if self._ready:
+            request = self._ready.popleft()
+            self._answer = Answer(self, request)
+            self.deadline = float("inf")
+            self._task = self._loop.create_task(self._serve(request, self._answer))
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
 
     async def _serve(self, request: Request, answer: Answer) -> None:
         try:

@@ -1,0 +1,217 @@
+"""Engine to client: however the engine's bytes are cut, the client gets the same body, and bounded memory is held."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace_runtime.gateway.http import Answer, Request, Server
+from headrace_runtime.gateway.upstream import EngineError, Exchange, Pool, is_one_chunk
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+FIRST = b"7\r\ndata: \n\r\n"
+END = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@asynccontextmanager
+async def engine_that_sends(pieces: Sequence[bytes], *, end: bool = False) -> AsyncIterator[str]:
+    """A server that answers every request with these bytes, each in a write of its own."""
+
+    serving: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if end:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has left
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*serving)
+
+
+class Collected:
+    """A sink that keeps what it gets; `raw` is what came as whole chunks."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.raw = b""
+
+    def write(self, data: bytes) -> None:
+        self.body += data
+
+    def chunk_writer(self):  # type: ignore[no-untyped-def]
+        def take(data: bytes) -> None:
+            head, _, rest = data.partition(b"\r\n")
+            assert len(rest) == int(head, 16) + 2
+            self.raw += data
+            self.body += rest[:-2]
+
+        return take
+
+
+async def relayed(url: str, pool: Pool) -> Collected:
+    sink = Collected()
+    exchange = await pool.get(url, "/")
+    await exchange.head()
+    await exchange.relay(sink)
+    return sink
+
+
+def cuts(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """`data` cut into pieces of these sizes, and the rest."""
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return [piece for piece in [*pieces, data[at:]] if piece]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bodies=st.lists(
+        st.binary(min_size=1, max_size=40) | st.sampled_from([b"a\r\n", b"1\r\nx\r\n", b"0\r\n\r\n"]), max_size=8
+    ),
+    sizes=st.lists(st.integers(1, 30), max_size=30),
+)
+def test_the_body_survives_any_cut_of_its_bytes(bodies: list[bytes], sizes: list[int]) -> None:
+    async def check() -> None:
+        pool = Pool()
+        async with engine_that_sends(cuts(HEAD + b"".join(map(chunk, bodies)) + END, sizes)) as url:
+            for _ in range(2):  # the second on the same connection
+                assert (await relayed(url, pool)).body == b"".join(bodies)
+            pool.close()
+
+    asyncio.run(check())
+
+
+async def test_a_token_that_comes_as_one_chunk_passes_unparsed() -> None:
+    async with engine_that_sends([HEAD + chunk(b"a"), chunk(b"b"), chunk(b"c"), END]) as url:
+        pool = Pool()
+        sink = Collected()
+        exchange = await pool.get(url, "/")
+        await exchange.head()
+        await exchange.relay(sink)
+        assert sink.body == b"abc"
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "one"),
+    [
+        (b"1\r\na\r\n", True),
+        (b"a\r\n0123456789\r\n", True),
+        (b"1\r\na\r\n1\r\nb\r\n", False),
+        (b"2\r\na\r\n", False),
+        (b"1\r\na", False),
+        (b"0\r\n\r\n", False),
+        (b"1;name=value\r\na\r\n", False),
+        (b"", False),
+        (b"\r\n", False),
+        (b"data: 1\r\n", False),
+    ],
+)
+def test_knows_one_whole_chunk(data: bytes, one: bool) -> None:
+    assert is_one_chunk(data) is one
+
+
+@pytest.mark.parametrize("pieces", [[HEAD + chunk(b"a")], [HEAD + chunk(b"a"), b"5\r\nab"], [HEAD[:20]], []], ids=len)
+async def test_a_cut_answer_is_never_taken_for_complete(pieces: list[bytes]) -> None:
+    async with engine_that_sends(pieces, end=True) as url:
+        pool = Pool()
+        with pytest.raises(EngineError) as caught:
+            await relayed(url, pool)
+        pool.close()
+        assert caught.value.cause == "reset"
+
+
+async def test_keeps_a_connection_for_the_next_request_and_notices_its_end() -> None:
+    async with engine_that_sends([HEAD + chunk(b"a") + END]) as url:
+        pool = Pool()
+        exchanges: list[Exchange] = []
+        for _ in range(2):
+            exchange = await pool.get(url, "/")
+            assert await exchange.whole() == b"a"
+            exchanges.append(exchange)
+        assert [exchange.reused for exchange in exchanges] == [False, True]
+        pool.close()
+    async with engine_that_sends([HEAD + chunk(b"a") + END], end=True) as url:
+        for _ in range(2):
+            exchange = await pool.get(url, "/")
+            assert await exchange.whole() == b"a"
+            await asyncio.sleep(0.01)
+            assert not exchange.reused
+        pool.close()
+
+
+class Flood:
+    """An engine whose answer is large; `sent` bytes of it have left its process."""
+
+    total = 50_000_000
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        while self.sent < self.total:
+            writer.write(chunk(b"x" * 10_000))
+            await writer.drain()
+            self.sent += 10_000
+        writer.write(END)
+        await writer.drain()
+        writer.close()
+
+
+async def stalled(flood: Flood) -> None:
+    """Until the engine gets nothing away any more."""
+    before = -1
+    while before != flood.sent:
+        before = flood.sent
+        await asyncio.sleep(0.1)
+
+
+async def test_a_client_that_reads_slowly_holds_the_engine_back() -> None:
+    flood, pool = Flood(), Pool()
+
+    async def relay(request: Request, reply: Answer) -> None:
+        exchange = await pool.get(url, "/")
+        await exchange.head()
+        reply.source = exchange
+        reply.start(200, [], b"begin")
+        await exchange.relay(reply)
+        reply.finish()
+
+    async with await asyncio.start_server(flood, "127.0.0.1", 0) as engine:
+        url = f"http://127.0.0.1:{engine.sockets[0].getsockname()[1]}"
+        server = Server({"/": {"GET": relay}})
+        reader, writer = await asyncio.open_connection("127.0.0.1", await server.listen("127.0.0.1", 0), limit=10_000)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        await reader.readuntil(b"begin")
+        await stalled(flood)
+        assert flood.sent < flood.total / 2  # what the kernel's buffers take, and no more
+        received = 0
+        while data := await reader.read(1_000_000):
+            received += len(data)
+        assert received > flood.sent == flood.total
+        writer.close()
+        await server.drain(0.0)
+        pool.close()
