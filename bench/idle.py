@@ -24,6 +24,8 @@ OPERATOR = "app.kubernetes.io/name=headrace"
 PORT = 8080
 KINDS = "inferencedeployments,pods,services,configmaps,deployments.apps,serviceaccounts,roles,rolebindings"
 LABEL = "headrace.dev/deployment"
+CALLS = "headrace_api_calls_total{"
+"""Followed by the method and the resource."""
 
 
 def run(options: Options) -> Report:
@@ -115,12 +117,11 @@ class _Cluster:
 
 
 def _calls(samples: dict[str, float]) -> float:
-    return sum(value for name, value in samples.items() if name.startswith("headrace_api_calls_total"))
+    return sum(value for name, value in samples.items() if name.startswith(CALLS))
 
 
 def _writes(samples: dict[str, float]) -> float:
+    """All calls but GET, which watches and lists are too."""
     return sum(
-        value
-        for name, value in samples.items()
-        if name.startswith("headrace_api_calls_total") and not name.endswith((",GET}", ",LIST}"))
+        value for name, value in samples.items() if name.startswith(CALLS) and not name.startswith(CALLS + "GET,")
     )
