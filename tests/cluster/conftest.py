@@ -6,6 +6,7 @@ sample. Tests share them, and put right what they broke.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from local.demo import MODEL, NAME, RELEASE, SAMPLE, SYSTEM_NAMESPACE
 from local.provider import Provider
 from local.readiness import Kubectl
 from local.steps import Steps
-from tests.cluster.deployments import Infd
+from tests.cluster.deployments import Infd, pod_is_ready
 
 HERE = Path(__file__).parent
 NODES = 3
@@ -110,12 +111,17 @@ class Headrace:
         return Infd(self.kubectl, name, model)
 
     def operator_pod(self) -> str:
-        """The name of the operator's pod, once there is just one and it is Ready."""
-        self.system("rollout", "status", f"deployment/{RELEASE}", "--timeout=90s")
-        running = "--field-selector=status.phase=Running"
-        names = self.system("get", "pods", running, f"--selector=app.kubernetes.io/instance={RELEASE}", "--output=name")
-        (name,) = names.split()
-        return name
+        """The name of the operator's pod, once there is one that is Ready, and no other."""
+        found: list[str] = []
+
+        def alone() -> bool:
+            listed = self.system("get", "pods", f"--selector=app.kubernetes.io/instance={RELEASE}", "--output=json")
+            pods = json.loads(listed)["items"]
+            found[:] = [pod["metadata"]["name"] for pod in pods if pod_is_ready(pod)]
+            return len(pods) == len(found) == 1
+
+        programs.wait_until("the operator's pod is Ready, and no other is there", alone, 90)
+        return found[0]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from headrace_operator import names
 from headrace_operator.api.conditions import Reason
 from headrace_runtime.contract import AGENT_PORT, ENGINE_PORT, NodeState
 from local import toolchain
-from local.errors import LocalError
 from local.programs import run
 from local.question import forwarded
 from local.readiness import Kubectl, is_ready
@@ -125,6 +124,11 @@ class Infd:
         (name,) = self.pods(component, role)
         return name
 
+    def uids(self, *, ready: bool = False) -> dict[str, str]:
+        """Its pods' uids by name: names come back, uids do not. Only the Ready ones if so wished."""
+        found = {**self.pods("engine"), **self.pods("head")}
+        return {name: pod["metadata"]["uid"] for name, pod in found.items() if pod_is_ready(pod) or not ready}
+
     def children(self) -> dict[str, str]:
         """Everything made for it: `Kind/name` and the resourceVersion."""
         items = self.json("get", CHILDREN, "--selector", f"{names.DEPLOYMENT}={self.name}")["items"]
@@ -185,8 +189,8 @@ class Infd:
     def until_ready(self, limit: float = 150) -> float:
         return self.until(f"{self.name} is Ready", lambda: is_ready(self.read()), limit)
 
-    def until_condition(self, kind: str, status: str, reason: Reason | str, limit: float = 60) -> Json:
-        """The condition once it reads `status` and `reason`, said of the newest spec."""
+    def until_condition(self, kind: str, status: str, reason: Reason | str, limit: float = 60) -> float:
+        """Seconds until the condition reads `status` and `reason`, said of the newest spec."""
 
         def holds() -> bool:
             current = self.read()
@@ -194,8 +198,12 @@ class Infd:
             said = (one.get("status"), one.get("reason"), one.get("observedGeneration"))
             return said == (status, reason, current["metadata"]["generation"])
 
-        self.until(f"{kind} is {status} with reason {reason}", holds, limit)
-        return self.conditions()[kind]
+        return self.until(f"{kind} is {status} with reason {reason}", holds, limit)
+
+    def message(self, kind: str) -> str:
+        """What a condition says."""
+        said: str = self.conditions()[kind]["message"]
+        return said
 
     def report(self) -> str:
         """What a person would look at."""
@@ -224,6 +232,12 @@ def _condition(deployment: Json, kind: str) -> Json:
 def restarts(pod: Json) -> int:
     """How often containers of this pod were started again."""
     return sum(one["restartCount"] for one in pod.get("status", {}).get("containerStatuses", []))
+
+
+def pod_is_ready(pod: Json) -> bool:
+    """Whether it is Ready and stays."""
+    states = {one["type"]: one["status"] for one in pod.get("status", {}).get("conditions", [])}
+    return states.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
 
 
 def prompt_of(seed: int, tokens: int = 600) -> list[int]:
@@ -262,7 +276,7 @@ class Traffic:
             began = monotonic()
             try:
                 reply = self.infd.complete(url, prompt_of(seed, 200))
-            except (OSError, http.client.HTTPException, LocalError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 self.failed.append(repr(error))
                 sleep(0.2)  # a refused connection costs nothing: not a million of them
                 continue

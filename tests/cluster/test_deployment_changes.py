@@ -25,7 +25,7 @@ def test_an_operator_replaced_half_way_comes_to_the_same_end(headrace: Any, smal
     operator = headrace.operator_pod()
     small.apply(tiny("small"))
     small.until("something is made", small.children, 30)
-    headrace.system("delete", operator, "--grace-period=0", "--force")
+    headrace.system("delete", "pod", operator, "--grace-period=0", "--force")
     print(f"Ready {small.until_ready():.1f} s after the operator was killed in the middle")
     assert sorted(kind.partition("/")[0] for kind in small.children() if not kind.startswith("ReplicaSet")) == sorted(
         ["Pod"] * 3 + ["ConfigMap"] * 3 + ["Service"] * 2 + ["Secret", "Deployment", "Role", "RoleBinding"]

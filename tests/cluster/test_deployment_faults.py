@@ -24,29 +24,32 @@ os.kill(max(children, key=lambda pid: number(pid, "VmRSS")), signal.SIGKILL)
 """
 
 
-def uid(infd: Infd, pod: str) -> str:
-    """Of a pod by name, or nothing; names come back, uids do not."""
-    return infd.kubectl("get", "pod", pod, "--ignore-not-found", "--output=jsonpath={.metadata.uid}")
+def replaced(infd: Infd, pod: str, lost: dict[str, str], *, ready: bool) -> bool:
+    """Whether a pod of this name is there that is not the lost one."""
+    return infd.uids(ready=ready).get(pod, lost[pod]) != lost[pod]
 
 
 @pytest.mark.timeout(300)
-def test_a_lost_prefill_engine_is_replaced_and_no_request_fails(chat: Any) -> None:
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_lost_engine_is_replaced_and_no_request_fails(chat: Any, role: str) -> None:
     infd: Infd = chat.infd
-    pod = infd.pod(role="prefill")
-    lost = uid(infd, pod)
+    pod, before = infd.pod(role=role), infd.uids()
     with Traffic(infd).flowing() as traffic:
         infd.kubectl("delete", "pod", pod, "--wait=false")
-        infd.until("prefill is replaced", lambda: uid(infd, pod) not in ("", lost), 60)
-        seconds = infd.until_condition(c.ROLES_READY, "True", Reason.ENGINES_READY, 150) and infd.until_ready(60)
+        seconds = infd.until(f"{role} is replaced", lambda: replaced(infd, pod, before, ready=True), 150)
+        seconds += infd.until_condition(c.ROLES_READY, "True", Reason.ENGINES_READY, 30)
         with infd.gateway() as url:
-            infd.until(
-                "prefill takes part again",
-                lambda: infd.complete(url, prompt_of(int(monotonic()))).headers.get("x-headrace-prefill") == pod,
-                30,
-            )
-    print(f"prefill deleted: {traffic}, {traffic.without_prefill} of them computed by decode; Ready in {seconds:.0f} s")
+            infd.until("both take part again", lambda: took_part(infd, url) == set(infd.pods()), 30)
+    print(f"{role} deleted: {traffic}, {traffic.without_prefill} of them by one engine alone; back in {seconds:.0f} s")
     assert traffic.failed == []
-    assert traffic.without_prefill, "requests went on while prefill was away"
+    assert traffic.without_prefill, "requests went on while it was away"
+    infd.until_ready(60)
+
+
+def took_part(infd: Infd, url: str) -> set[str | None]:
+    """The engines that worked on a fresh long prompt."""
+    headers = infd.complete(url, prompt_of(int(monotonic() * 1000))).headers
+    return {headers.get("x-headrace-prefill"), headers.get("x-headrace-decode")}
 
 
 @pytest.mark.timeout(180)
@@ -73,14 +76,13 @@ def test_a_killed_engine_serves_again_in_the_same_pod(chat: Any) -> None:
 @pytest.mark.timeout(300)
 def test_a_lost_ray_head_costs_no_request(chat: Any) -> None:
     infd: Infd = chat.infd
-    head, lives = names.head(infd.name), infd.lives()
-    lost = uid(infd, head)
+    head, before, lives = names.head(infd.name), infd.uids(), infd.lives()
     with Traffic(infd).flowing() as traffic:
         infd.kubectl("delete", "pod", head, "--wait=false")
-        seconds = infd.until("the head is replaced", lambda: uid(infd, head) not in ("", lost), 60)
+        seconds = infd.until("the head is replaced", lambda: replaced(infd, head, before, ready=False), 60)
         assert is_ready(infd.read())
-        seconds += infd.until("the new head is seen", lambda: infd.conditions()[c.RAY_READY]["status"] == "False", 30)
-        infd.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
+        seconds += infd.until("the loss is seen", lambda: infd.conditions()[c.RAY_READY]["status"] == "False", 30)
+        seconds += infd.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
     print(f"head deleted: {traffic}; replaced in {seconds:.1f} s")
     assert traffic.failed == []
     assert infd.lives() == lives
@@ -91,7 +93,7 @@ def test_a_lost_ray_head_costs_no_request(chat: Any) -> None:
 def test_a_new_operator_carries_on_and_touches_no_engine(headrace: Any, chat: Any) -> None:
     infd: Infd = chat.infd
     lives, since = infd.lives(), infd.conditions()[c.READY]["lastTransitionTime"]
-    headrace.system("delete", headrace.operator_pod(), "--wait")
+    headrace.system("delete", "pod", headrace.operator_pod(), "--wait")
     headrace.operator_pod()
     contract = f"configmap/{names.head(infd.name)}"
     infd.kubectl("delete", contract)  # only an operator that works brings it back
