@@ -1,0 +1,159 @@
+"""What the chart makes of its values, rendered by the real helm: rights, safety, and words for wrong values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from headrace_operator.permissions import RULES
+from headrace_operator.settings import Settings
+from local import chart
+from local.errors import LocalError
+
+Object = dict[str, Any]
+
+
+def rendered(*values: str) -> list[Object]:
+    words = [word for value in values for word in ("--set", value)]
+    return [document for document in yaml.safe_load_all(chart.render(*words)) if document]
+
+
+def only(kind: str, objects: list[Object]) -> Object:
+    (found,) = [document for document in objects if document["kind"] == kind]
+    return found
+
+
+def pod_spec(objects: list[Object]) -> Object:
+    spec: Object = only("Deployment", objects)["spec"]["template"]["spec"]
+    return spec
+
+
+def environment(objects: list[Object]) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in pod_spec(objects)["containers"][0]["env"]}
+
+
+def test_by_default_it_looks_after_all_namespaces() -> None:
+    objects = rendered()
+    assert sorted(document["kind"] for document in objects) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Deployment",
+        "ServiceAccount",
+    ]
+    assert environment(objects)["HEADRACE_NAMESPACES"] == ""
+
+
+def test_with_namespaces_it_has_rights_there_and_nowhere_else() -> None:
+    objects = rendered("watchNamespaces={team-a,team-b}")
+    kinds = {document["kind"] for document in objects}
+    assert not kinds & {"ClusterRole", "ClusterRoleBinding"}
+    for kind in ("Role", "RoleBinding"):
+        found = [document["metadata"]["namespace"] for document in objects if document["kind"] == kind]
+        assert found == ["team-a", "team-b"]
+    bound = [subject for document in objects for subject in document.get("subjects", ())]
+    assert {subject["namespace"] for subject in bound} == {chart.NAMESPACE}
+    assert environment(objects)["HEADRACE_NAMESPACES"] == "team-a,team-b"
+
+
+@pytest.mark.parametrize(("kind", "values"), [("ClusterRole", []), ("Role", ["watchNamespaces={team-a}"])])
+def test_the_role_is_the_list_of_permissions(kind: str, values: list[str]) -> None:
+    rules = only(kind, rendered(*values))["rules"]
+    assert rules == [
+        {"apiGroups": [rule.group], "resources": list(rule.resources), "verbs": list(rule.verbs)} for rule in RULES
+    ]
+
+
+def test_no_rule_has_a_wildcard() -> None:
+    for rule in only("ClusterRole", rendered())["rules"]:
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+
+
+def test_secrets_are_made_and_never_read() -> None:
+    verbs = [verb for rule in RULES if "secrets" in rule.resources for verb in rule.verbs]
+    assert verbs == ["create"]
+
+
+def test_the_pod_is_what_the_restricted_standard_asks_for() -> None:
+    spec = pod_spec(rendered())
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"]
+    assert {"livenessProbe", "readinessProbe"} <= container.keys()
+
+
+def test_no_second_operator_runs_beside_the_first() -> None:
+    spec = only("Deployment", rendered())["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_every_variable_is_a_setting_of_the_operator() -> None:
+    settings = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields}
+    assert environment(rendered()).keys() <= settings
+
+
+def test_a_digest_wins_over_a_tag() -> None:
+    digest = "sha256:" + "0" * 64
+    objects = rendered(f"images.operator.digest={digest}", "images.operator.tag=1.2.3")
+    assert pod_spec(objects)["containers"][0]["image"] == f"headrace.dev/operator@{digest}"
+
+
+def test_images_of_gateways_and_engines_are_handed_to_the_operator() -> None:
+    given = environment(rendered("images.engine.repository=registry.test/engine", "images.engine.tag=v7"))
+    assert given["HEADRACE_ENGINE_IMAGE"] == "registry.test/engine:v7"
+    assert given["HEADRACE_GATEWAY_IMAGE"].startswith("headrace.dev/runtime:")
+
+
+def test_an_account_of_the_users_own_is_bound() -> None:
+    objects = rendered("serviceAccount.create=false", "serviceAccount.name=mine")
+    assert not [document for document in objects if document["kind"] == "ServiceAccount"]
+    assert only("ClusterRoleBinding", objects)["subjects"][0]["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("logLevel=info", "/logLevel"),
+        ("watchNamespaces={Team}", "/watchNamespaces/0"),
+        ("images.operator.tga=1", "/images/operator"),
+        ("images.operator.digest=abc", "/images/operator/digest"),
+        ("resources.limits.memory=lots", "/resources/limits/memory"),
+        ("concurrency=0", "/concurrency"),
+        ("replicas=2", "replicas"),
+        ("extraEnv[0].name=HEADRACE_PORT", "/extraEnv/0/name"),
+        ("serviceAccount.create=false", "serviceAccount.name"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(value: str, named: str) -> None:
+    with pytest.raises(LocalError) as refusal:
+        rendered(value)
+    assert named in refusal.value.message
+
+
+def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
+    lines = (chart.CHART / "values.yaml").read_text().splitlines()
+    above = dict(zip(lines[1:], lines, strict=False))
+    uncommented = [
+        line
+        for line in lines
+        if line and line[0].isalpha() and not above.get(line, "").startswith("#") and not above[line][:1].isalpha()
+    ]
+    # Groups whose members carry the comments.
+    assert uncommented == ["serviceAccount:", "rbac:"]
+
+
+def test_the_plain_manifest_is_up_to_date() -> None:
+    assert chart.INSTALL.read_text() == chart.install_manifest(), "run `make generate` and commit the result"
+
+
+def test_the_notes_say_how_to_leave() -> None:
+    notes = (chart.CHART / "templates" / "NOTES.txt").read_text()
+    for words in ("kubectl apply --server-side", "helm uninstall", "kubectl delete infd", "No finalizers"):
+        assert words in notes

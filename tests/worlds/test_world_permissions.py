@@ -1,0 +1,34 @@
+"""Every call of whole passes, against the one list of what the operator may do."""
+
+from headrace_operator.cluster import KINDS, OWNED
+from headrace_operator.cluster.fake import Call
+from headrace_operator.permissions import allowed
+from headrace_operator.testing import Sample, Scene
+
+
+def right(call: Call) -> tuple[str, str, str]:
+    """Group, resource and verb, as a rule names them."""
+    kind, _, subresource = call.kind.partition("/")
+    group = KINDS[kind].api_version.rpartition("/")[0]
+    return group, "/".join(filter(None, (KINDS[kind].plural, subresource))), call.verb
+
+
+async def test_no_pass_asks_for_what_it_may_not() -> None:
+    scene = Scene(Sample().split(1, 2))
+    await scene.settle()
+    scene.edit(Sample().split(1, 1))
+    await scene.settle()
+    scene.fail(scene.pods()[0])
+    await scene.settle()
+    assert {right(call) for call in scene.cluster.calls} <= set(allowed(called_only=True))
+
+
+def test_every_kind_of_child_is_listed_and_watched() -> None:
+    may = set(allowed())
+    for kind in OWNED:
+        group = kind.api_version.rpartition("/")[0]
+        assert {(group, kind.plural, "list"), (group, kind.plural, "watch")} <= may
+
+
+def test_what_a_gateway_is_granted_the_operator_holds() -> None:
+    assert {("", "pods", verb) for verb in ("get", "list", "watch")} <= set(allowed())
