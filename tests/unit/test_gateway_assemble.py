@@ -96,8 +96,18 @@ def test_joins_a_completion() -> None:
     assert answer["object"] == "text_completion"
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"data: [DONE]\n\n", b"data: {\n\n"])
-def test_what_is_no_stream_of_chunks_is_refused(nonsense: bytes) -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"",
+        b"data: [DONE]\n\n",
+        b"data: {\n\n",
+        stream(delta(content="a"))[: -len(b"data: [DONE]\n\n")],
+        stream(delta(content="a"), {"error": {"message": "engine dead", "code": 500}}),
+    ],
+    ids=["nothing", "only the end", "half", "no end", "an error"],
+)
+def test_what_is_not_a_whole_answer_is_refused(nonsense: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         one_answer(CHAT, nonsense)
 

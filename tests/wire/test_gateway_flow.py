@@ -196,6 +196,7 @@ async def test_says_what_the_engine_said_when_all_fail() -> None:
             engine.become(fault="error_line", error_code=503)
         got = await w.ask()
         assert (got.status, got.error["message"]) == (503, "scripted refusal")
+        assert got.headers["retry-after"] == "1"
         assert [len(engine.seen) for engine in w.engines.values()] == [1, 1]
 
 
@@ -262,6 +263,7 @@ async def test_an_answer_in_one_piece_is_asked_again_when_it_breaks() -> None:
         for _ in range(3):
             got = await w.ask(stream=False)
             assert (got.status, got.text, got.headers["x-headrace-decode"]) == (200, TEXT, "decode-1")
+        assert 1 <= w.metric("headrace_gateway_retries_total", phase="decode", cause="reset") <= 3
 
 
 # Scenario B: prefill fails

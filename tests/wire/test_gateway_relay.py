@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_runtime.gateway.http import Answer, Request, Server
-from headrace_runtime.gateway.upstream import EngineError, Exchange, Pool, is_one_chunk
+from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, is_one_chunk
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 FIRST = b"7\r\ndata: \n\r\n"
@@ -102,15 +102,38 @@ def test_the_body_survives_any_cut_of_its_bytes(bodies: list[bytes], sizes: list
     asyncio.run(check())
 
 
-async def test_a_token_that_comes_as_one_chunk_passes_unparsed() -> None:
-    async with engine_that_sends([HEAD + chunk(b"a"), chunk(b"b"), chunk(b"c"), END]) as url:
-        pool = Pool()
-        sink = Collected()
-        exchange = await pool.get(url, "/")
-        await exchange.head()
-        await exchange.relay(sink)
-        assert sink.body == b"abc"
-        pool.close()
+class Wire(asyncio.Transport):
+    """A transport that goes nowhere: reads are handed to the connection by the test."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def test_a_read_that_is_one_whole_chunk_passes_unparsed_and_others_do_not() -> None:
+    connection, sink = Connection(Pool(), ("h", 1)), Collected()
+    connection.connection_made(Wire())
+    exchange = connection.send(b"", reused=False)
+    connection.data_received(HEAD + chunk(b"first"))
+    relaying = asyncio.create_task(exchange.relay(sink))
+    await asyncio.sleep(0)
+    for read in (
+        chunk(b"whole"),
+        chunk(b"cut")[:-3],
+        chunk(b"cut")[-3:],
+        chunk(b"again"),
+        chunk(b"two") + chunk(b"three"),
+        END,
+    ):
+        connection.data_received(read)
+    await relaying
+    assert sink.raw == chunk(b"whole") + chunk(b"again")
+    assert sink.body == b"firstwholecutagaintwothree"
 
 
 @pytest.mark.parametrize(

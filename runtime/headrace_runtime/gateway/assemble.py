@@ -40,15 +40,13 @@ def events(stream: bytes) -> Iterator[bytes]:
                 yield data
 
 
-def is_complete(stream: bytes) -> bool:
-    return stream.rstrip().endswith(b"data: " + _DONE)
-
-
 def one_answer(path: str, stream: bytes) -> bytes:
-    """The chat completion or completion whose chunks `stream` holds. Raises ValueError where it is not that."""
+    """The chat completion or completion whose chunks `stream` holds. Raises ValueError where it is not whole."""
     chunks = [orjson.loads(data) for data in events(stream)]
-    if not chunks:
-        raise ValueError("a stream without a chunk")
+    if not chunks or not stream.rstrip().endswith(_DONE):
+        raise ValueError("the stream has no end")
+    if any("error" in chunk for chunk in chunks):
+        raise ValueError("an error in the midst of the stream")
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {"index": 0}
     for chunk in chunks:

@@ -120,9 +120,11 @@ class Journey:
                 return
         if last is None:
             raise errors.no_engine(self._facts.canary)
+        failed = errors.engines_failed(self._record.tries, last.cause)
         if not last.body:
-            raise errors.engines_failed(self._record.tries, last.cause)
-        self._answer.send(last.status, [("content-type", "application/json"), *_served_by(self._record)], last.body)
+            raise failed
+        headers = [*failed.headers(), *_served_by(self._record)]
+        self._answer.send(last.status, headers, last.body)  # the engine's own words say more
 
     def _choose(self) -> Choice | None:
         need = Need(self._split, self._facts.canary, self._tried, self._avoid)
@@ -188,14 +190,19 @@ class Journey:
     async def _ask(
         self, engine: Endpoint, body: bytes, streamed: bool, seconds: float | None = None, phase: Phase = "decode"
     ) -> First:
-        """Ask one engine and note how it failed, if it did."""
+        """Ask one engine. Raises EngineError, noted."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._ask_twice(engine, body, streamed)
         except TimeoutError:
-            failure = EngineError("timeout", f"{engine.name} gave no token within {seconds} s")
+            failure = EngineError("timeout", f"no token within {seconds} s")
         except EngineError as error:
             failure = error
+        self._note(failure, engine, phase)
+        raise failure
+
+    def _note(self, failure: EngineError, engine: Endpoint, phase: Phase) -> None:
+        """Remember for the next try, and tell, that this engine failed."""
         self._flow.telemetry.retried(phase, failure.cause)
         log.info("request %s: %s at %s: %s", self._answer.request_id, phase, engine.name, failure)
         if failure.cause == "connect":
@@ -204,7 +211,6 @@ class Journey:
             self._avoid |= {engine.name}
         else:
             self._tried |= {engine.name}
-        raise failure
 
     async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
         """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
@@ -233,14 +239,16 @@ class Journey:
         """The rest of a streamed answer, as the one piece that the client asked for."""
         if not first.streaming:
             return first
-        with self._guarded(engine, first.exchange):
-            stream = first.payload + await first.exchange.whole()
-            try:
-                answer = assemble.one_answer(self._facts.path, stream)
-            except ValueError as error:
-                self._tried |= {engine.name}
-                raise EngineError("error_event", str(error)) from error
-            return First(first.exchange, 200, answer, streaming=False)
+        try:
+            with self._guarded(engine, first.exchange):
+                stream = first.payload + await first.exchange.whole()
+            return First(first.exchange, 200, assemble.one_answer(self._facts.path, stream), streaming=False)
+        except ValueError as error:
+            failure = EngineError("error_event", str(error))
+        except EngineError as error:
+            failure = error
+        self._note(failure, engine, "decode")
+        raise failure
 
     @contextmanager
     def _guarded(self, engine: Endpoint, exchange: Exchange) -> Iterator[None]:
