@@ -2,7 +2,8 @@
 
 Each way is a coroutine that calls `publish` with the complete set, first when it knows it and then whenever it changes.
 While the API server is away the last set stands: an engine that answers is not dropped because nobody can be asked
-about it. The only module of the runtime that imports the Kubernetes client. `endpoint_of` is pure.
+about it. The only module of the runtime that imports the Kubernetes client, of which only the connection is used
+(authentication, TLS): its generated models would cost a hundred megabytes. `endpoint_of` is pure.
 """
 
 import asyncio
@@ -14,7 +15,10 @@ from contextlib import aclosing
 from typing import Any
 
 import aiohttp
-from kubernetes.aio import client, config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config.incluster_config import load_incluster_config
 
 from headrace_runtime.contract import (
     COMPONENT_LABEL,
@@ -56,7 +60,7 @@ async def publish_fixed(discovery: FixedDiscovery, publish: Publish) -> None:
     await asyncio.Event().wait()
 
 
-async def watch_pods(api: client.ApiClient, namespace: str, deployment: str, publish: Publish) -> None:
+async def watch_pods(api: ApiClient, namespace: str, deployment: str, publish: Publish) -> None:
     """Runs until cancelled: list, watch from there, list again when the watch cannot go on."""
     selector = f"{DEPLOYMENT_LABEL}={deployment},{COMPONENT_LABEL}=engine"
     failures = 0
@@ -66,27 +70,22 @@ async def watch_pods(api: client.ApiClient, namespace: str, deployment: str, pub
                 async for pods in sets:
                     failures = 0
                     publish(endpoints_of(pods))
-        except (client.ApiException, aiohttp.ClientError, WatchEndedError, TimeoutError, OSError) as error:
+        except (ApiException, aiohttp.ClientError, WatchEndedError, TimeoutError, OSError) as error:
             failures += 1
             log.warning("watching the engines' pods failed, the last known set stands: %s", _short(error))
             limit = min(BACKOFF_SECONDS * 2**failures, BACKOFF_LIMIT_SECONDS)
             await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
 
 
-async def pod_sets(api: client.ApiClient, namespace: str, selector: str) -> AsyncGenerator[dict[str, Pod], None]:
+async def pod_sets(api: ApiClient, namespace: str, selector: str) -> AsyncGenerator[dict[str, Pod], None]:
     """The pods by name: once as listed, then after every event. Raises when the watch has to begin anew."""
-    core = client.CoreV1Api(api)
-    response = await core.list_namespaced_pod_without_preload_content(
-        namespace, label_selector=selector, _request_timeout=LIST_SECONDS
-    )
-    if response.status != 200:
-        raise WatchEndedError(response.status, await response.text())
+    response = await _get(api, namespace, LIST_SECONDS, labelSelector=selector)
     listed = json.loads(await response.read())
     pods: dict[str, Pod] = {pod["metadata"]["name"]: pod for pod in listed["items"]}
     version: str = listed["metadata"]["resourceVersion"]
     yield dict(pods)
     while True:  # the server ends a watch in time; the next goes on where it ended
-        async with aclosing(_events(core, namespace, selector, version)) as events:
+        async with aclosing(_events(api, namespace, selector, version)) as events:
             async for kind, pod in events:
                 version = pod["metadata"]["resourceVersion"]
                 if kind == "BOOKMARK":
@@ -98,22 +97,19 @@ async def pod_sets(api: client.ApiClient, namespace: str, selector: str) -> Asyn
                 yield dict(pods)
 
 
-async def _events(
-    core: client.CoreV1Api, namespace: str, selector: str, version: str
-) -> AsyncGenerator[tuple[str, Pod], None]:
+async def _events(api: ApiClient, namespace: str, selector: str, version: str) -> AsyncGenerator[tuple[str, Pod], None]:
     """One watch, until the server ends it. Raises WatchEndedError for an error event."""
-    response = await core.list_namespaced_pod_without_preload_content(
+    response = await _get(
+        api,
         namespace,
-        label_selector=selector,
-        resource_version=version,
-        watch=True,
-        allow_watch_bookmarks=True,
-        timeout_seconds=WATCH_SECONDS,
-        _request_timeout=WATCH_SECONDS + LIST_SECONDS,
+        WATCH_SECONDS + LIST_SECONDS,
+        labelSelector=selector,
+        resourceVersion=version,
+        watch="true",
+        allowWatchBookmarks="true",
+        timeoutSeconds=str(WATCH_SECONDS),
     )
     try:
-        if response.status != 200:
-            raise WatchEndedError(response.status, await response.text())
         buffer = b""
         async for data in response.content.iter_any():
             *lines, buffer = (buffer + data).split(b"\n")
@@ -124,6 +120,20 @@ async def _events(
                 yield event["type"], event["object"]
     finally:
         response.close()
+
+
+async def _get(api: ApiClient, namespace: str, seconds: float, **query: str) -> aiohttp.ClientResponse:
+    """Pods of the namespace, listed or watched; the body is still to be read. Raises WatchEndedError unless 200."""
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    parameters = list(query.items())
+    _, url, headers, _, _ = await api.param_serialize(
+        "GET", path, query_params=parameters, auth_settings=["BearerToken"]
+    )
+    answer = await api.call_api("GET", url, headers, _request_timeout=seconds)
+    response: aiohttp.ClientResponse = answer.response
+    if response.status != 200:
+        raise WatchEndedError(response.status, await response.text())
+    return response
 
 
 def endpoints_of(pods: Mapping[str, Pod]) -> tuple[Endpoint, ...]:
@@ -154,16 +164,12 @@ def endpoint_of(pod: Pod) -> Endpoint | None:
 
 async def watch_pods_in_cluster(namespace: str, deployment: str, publish: Publish) -> None:
     """`watch_pods` with the pod's own service account. Raises ConfigException outside of a cluster."""
-    settings = client.Configuration()
-    config.load_incluster_config(client_configuration=settings)
-    async with client.ApiClient(settings) as api:
+    settings = Configuration()
+    load_incluster_config(client_configuration=settings)
+    async with ApiClient(settings) as api:
         await watch_pods(api, namespace, deployment, publish)
 
 
 def _short(error: Exception) -> str:
     """An API error's text holds the answer's headers and body: one line is enough."""
-    return (
-        f"{error.status} {error.reason}"
-        if isinstance(error, client.ApiException)
-        else f"{error}" or type(error).__name__
-    )
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else f"{error}" or type(error).__name__
