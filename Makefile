@@ -46,13 +46,13 @@ guard: ## Folders that break Python when they become packages
 	@! find tests -name __init__.py | grep . || { echo 'no __init__.py anywhere under tests/'; exit 1; }
 
 .PHONY: lint
-lint: install guard
+lint: install guard ## Style, and the import contracts
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/lint-imports --no-cache
 
 .PHONY: types
-types: install
+types: install ## mypy, strict
 	$(BIN)/mypy
 
 .PHONY: format
@@ -77,11 +77,11 @@ test-api: install ## Against a real etcd and API server, no nodes
 	$(PYTEST) -q tests/api
 
 .PHONY: test-runtime
-test-runtime: install engine models ## Against real vLLM engines and Ray, as processes of this machine
+test-runtime: install ## Against real vLLM engines and Ray, as processes of this machine
 	$(PYTEST) -q --timeout 300 tests/runtime
 
 .PHONY: test-cluster
-test-cluster: install engine models images ## Against a real cluster of three nodes with the built images
+test-cluster: install ## Against a real cluster of three nodes with the built images
 	$(PYTEST) -q --timeout 600 tests/cluster
 
 .PHONY: test-gpu
@@ -101,7 +101,7 @@ generate: install ## Write the files that are made from code: CRDs, chart rules,
 	$(BIN)/python -m local.chart
 
 .PHONY: verify
-verify: install
+verify: install ## Fails where a generated file is not what the code makes
 	$(BIN)/python -m headrace_operator.generate --check
 	$(BIN)/python -m local.chart --check
 
