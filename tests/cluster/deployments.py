@@ -36,11 +36,12 @@ Json = dict[str, Any]
 
 def tiny(name: str, *, replicas: int = 1, source: str = f"node://{MODELS}/tiny", mounted: bool = True) -> Json:
     """A deployment of the smallest model on CPUs, one role. Not `mounted`: its image has no engine in it."""
-    path = f"{ENGINE_FOLDER}/bin:/usr/local/bin:/usr/bin:/bin" if mounted else "/usr/local/bin:/usr/bin:/bin"
-    environment = [{"name": "PATH", "value": path}]
+    engine: Json = {"device": {"resource": "cpu"}, "maxModelLen": 2048}
     role: Json = {"name": "serve", "replicas": replicas, "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}}
     head: Json = {"headResources": {"requests": {"cpu": "50m", "memory": "300Mi"}}}
     if mounted:
+        environment = [{"name": "PATH", "value": f"{ENGINE_FOLDER}/bin:/usr/local/bin:/usr/bin:/bin"}]
+        engine["env"] = environment
         role["podTemplate"] = _mounting("engine")
         head["headPodTemplate"] = _mounting("head", env=environment)
     return {
@@ -49,9 +50,10 @@ def tiny(name: str, *, replicas: int = 1, source: str = f"node://{MODELS}/tiny",
         "metadata": {"name": name},
         "spec": {
             "model": {"source": source, "servedName": "tiny"},
-            "engine": {"device": {"resource": "cpu"}, "maxModelLen": 2048, "env": environment},
+            "engine": engine,
             "kvCache": {"device": {"size": "64Mi"}},
             "roles": [role],
+            "gateway": {"replicas": 1},
             "ray": head,
             "drain": {"timeout": "5s"},
         },
@@ -124,10 +126,10 @@ class Infd:
         (name,) = self.pods(component, role)
         return name
 
-    def uids(self, *, ready: bool = False) -> dict[str, str]:
-        """Its pods' uids by name: names come back, uids do not. Only the Ready ones if so wished."""
-        found = {**self.pods("engine"), **self.pods("head")}
-        return {name: pod["metadata"]["uid"] for name, pod in found.items() if pod_is_ready(pod) or not ready}
+    def uids(self, component: str = "engine", role: str | None = None, *, ready: bool = False) -> set[str]:
+        """Of its pods, or of those that are Ready: names may come back, uids do not."""
+        found = self.pods(component, role).values()
+        return {pod["metadata"]["uid"] for pod in found if pod_is_ready(pod) or not ready}
 
     def children(self) -> dict[str, str]:
         """Everything made for it: `Kind/name` and the resourceVersion."""
@@ -173,7 +175,7 @@ class Infd:
     def delete(self) -> None:
         """Deletes it and returns once nothing of it is left."""
         self.kubectl("delete", "infd", self.name, "--ignore-not-found", "--wait")
-        self.until("nothing of it is left", lambda: not self.children(), 90)
+        self.until_gone()
 
     # ---- what is waited for
 
@@ -188,6 +190,14 @@ class Infd:
 
     def until_ready(self, limit: float = 150) -> float:
         return self.until(f"{self.name} is Ready", lambda: is_ready(self.read()), limit)
+
+    def until_gone(self, limit: float = 120) -> float:
+        """Seconds until nothing is left of what was made for it."""
+        began = monotonic()
+        while left := self.children():
+            assert monotonic() - began < limit, f"still there: {', '.join(left)}"
+            sleep(0.3)
+        return monotonic() - began
 
     def until_condition(self, kind: str, status: str, reason: Reason | str, limit: float = 60) -> float:
         """Seconds until the condition reads `status` and `reason`, said of the newest spec."""

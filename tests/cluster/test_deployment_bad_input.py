@@ -51,9 +51,10 @@ def broken(headrace: Any, true_digests: dict[str, str]) -> Iterator[dict[str, In
             made[name].apply(manifest)
         yield made
     finally:
-        for infd in made.values():
-            infd.delete()
+        headrace.kubectl("delete", "infd", *made, "--ignore-not-found")
         headrace.kubectl("delete", "configmap", CHECKSUMS)
+        for infd in made.values():
+            infd.until_gone()
 
 
 def unharmed(infd: Infd) -> None:

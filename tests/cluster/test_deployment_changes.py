@@ -59,5 +59,5 @@ def _engine(infd: Infd, url: str, seed: int) -> str:
 def test_a_deleted_deployment_leaves_nothing(small: Infd) -> None:
     assert len(small.children()) > 10
     small.kubectl("delete", "infd", small.name, "--wait")
-    seconds = small.until("nothing of it is left", lambda: not small.children(), 90)
+    seconds = small.until_gone()
     print(f"nothing left {seconds:.1f} s after it was deleted")

@@ -24,19 +24,14 @@ os.kill(max(children, key=lambda pid: number(pid, "VmRSS")), signal.SIGKILL)
 """
 
 
-def replaced(infd: Infd, pod: str, lost: dict[str, str], *, ready: bool) -> bool:
-    """Whether a pod of this name is there that is not the lost one."""
-    return infd.uids(ready=ready).get(pod, lost[pod]) != lost[pod]
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_lost_engine_is_replaced_and_no_request_fails(chat: Any, role: str) -> None:
     infd: Infd = chat.infd
-    pod, before = infd.pod(role=role), infd.uids()
+    (lost,) = infd.uids(role=role)
     with Traffic(infd).flowing() as traffic:
-        infd.kubectl("delete", "pod", pod, "--wait=false")
-        seconds = infd.until(f"{role} is replaced", lambda: replaced(infd, pod, before, ready=True), 150)
+        infd.kubectl("delete", "pod", infd.pod(role=role), "--wait=false")
+        seconds = infd.until(f"{role} is replaced", lambda: infd.uids(role=role, ready=True) - {lost}, 150)
         seconds += infd.until_condition(c.ROLES_READY, "True", Reason.ENGINES_READY, 30)
         with infd.gateway() as url:
             infd.until("both take part again", lambda: took_part(infd, url) == set(infd.pods()), 30)
@@ -76,10 +71,10 @@ def test_a_killed_engine_serves_again_in_the_same_pod(chat: Any) -> None:
 @pytest.mark.timeout(300)
 def test_a_lost_ray_head_costs_no_request(chat: Any) -> None:
     infd: Infd = chat.infd
-    head, before, lives = names.head(infd.name), infd.uids(), infd.lives()
+    (lost,), lives = infd.uids("head"), infd.lives()
     with Traffic(infd).flowing() as traffic:
-        infd.kubectl("delete", "pod", head, "--wait=false")
-        seconds = infd.until("the head is replaced", lambda: replaced(infd, head, before, ready=False), 60)
+        infd.kubectl("delete", "pod", infd.pod("head"), "--wait=false")
+        seconds = infd.until("the head is replaced", lambda: infd.uids("head") - {lost}, 60)
         assert is_ready(infd.read())
         seconds += infd.until("the loss is seen", lambda: infd.conditions()[c.RAY_READY]["status"] == "False", 30)
         seconds += infd.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
