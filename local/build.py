@@ -87,6 +87,8 @@ def tool(wanted: str = "auto") -> Tool:
         return "docker"
     if wanted == "docker":
         raise LocalError(f"Docker cannot build here: {obstacle}; --tool buildah needs no daemon")
+    if os.geteuid() != 0:
+        raise LocalError(f"images are built by Docker ({obstacle}), or without it by root with buildah")
     packages.require("buildah", "unshare")
     return "buildah"
 
