@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason
+from local.images import DEBIAN
 from tests.cluster.deployments import Infd, tiny
 
 
@@ -53,6 +55,28 @@ def test_it_grows_and_shrinks_and_keeps_its_first_engine(small: Infd) -> None:
 
 def _engine(infd: Infd, url: str, seed: int) -> str:
     return infd.complete(url, [seed + 5] * 8).headers["x-headrace-decode"]
+
+
+def test_a_label_that_somebody_took_is_put_back(small: Infd) -> None:
+    pod, lives = small.pod(), small.lives()
+    small.kubectl("label", "pod", pod, f"{names.MANAGED_BY}-")
+    small.until("it is back", lambda: small.pods()[pod]["metadata"]["labels"].get(names.MANAGED_BY), 30)
+    assert small.lives() == lives
+
+
+def test_a_pod_of_somebody_else_is_named_and_left_alone(headrace: Any) -> None:
+    infd: Infd = headrace.infd("taken")
+    theirs = names.head(infd.name)
+    headrace.kubectl("run", theirs, f"--image={DEBIAN}", "--command", "--", "sleep", "infinity")
+    uid = headrace.kubectl("get", "pod", theirs, "--output=jsonpath={.metadata.uid}")
+    try:
+        infd.apply(tiny(infd.name, replicas=0))
+        infd.until_condition(c.ACCEPTED, "False", Reason.NOT_OWNED)
+        assert f"Pod/{theirs}" in infd.message(c.ACCEPTED)
+        assert headrace.kubectl("get", "pod", theirs, "--output=jsonpath={.metadata.uid}") == uid
+    finally:
+        headrace.kubectl("delete", "pod", theirs, "--now")
+        infd.delete()
 
 
 @pytest.mark.timeout(180)
