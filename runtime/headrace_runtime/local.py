@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import aiohttp
 import click
@@ -29,7 +29,6 @@ from headrace_runtime.contract import (
     HeadContract,
     LocalContract,
     NodeContract,
-    NodeState,
     Place,
 )
 from headrace_runtime.node.process import Children, Program
@@ -55,15 +54,9 @@ class Part:
     place: Place
 
     @property
-    def agent_url(self) -> str:
-        return f"http://{self.place.address}:{self.place.agent_port}"
-
-    @property
-    def ready_url(self) -> str:
-        """Answers 200 once this part does its work; of the gateway: once it has an engine to ask."""
-        if isinstance(self.contract, GatewayContract):
-            return f"http://{self.place.address}:{self.contract.port}/health"
-        return f"{self.agent_url}/readyz"
+    def admin_url(self) -> str:
+        port = self.contract.admin_port if isinstance(self.contract, GatewayContract) else self.place.agent_port
+        return f"http://{self.place.address}:{port}"
 
 
 def ports_needed(contract: LocalContract) -> int:
@@ -110,6 +103,16 @@ def _place(name: str, address: str, ports: Sequence[int], folder: Path) -> Place
         kv_transfer_port=transfer,
         run_dir=str(folder / name),
     )
+
+
+def _phase(part: Part, state: dict[str, Any]) -> str:
+    """From what a part answers at `/state`. Raises FailedError for an agent that has given up."""
+    if isinstance(part.contract, GatewayContract):
+        # Each engine answers its health checks: earlier, a prompt may go to whichever does.
+        return "Ready" if all(engine["healthy"] for engine in state["engines"]) else "Waiting"
+    if state["phase"] == "Failed":
+        raise FailedError(f"{part.place.name}: {state['message']}")
+    return str(state["phase"])
 
 
 def free_ports(count: int) -> list[int]:
@@ -194,19 +197,12 @@ class Deployment:
 
     async def _look(self, session: aiohttp.ClientSession, part: Part) -> bool:
         """Whether one part is ready; prints its phase when that has changed. Raises FailedError."""
-        name, phase = part.place.name, "Starting"
+        name = part.place.name
         try:
-            if isinstance(part.contract, NodeContract):
-                async with session.get(f"{part.agent_url}/state") as answer:
-                    state = NodeState.model_validate_json(await answer.read())
-                phase = state.phase
-                if phase == "Failed":
-                    raise FailedError(f"{name}: {state.reason}: {state.message}")
-            else:
-                async with session.get(part.ready_url) as answer:
-                    phase = "Ready" if answer.status == 200 else "Starting"
+            async with session.get(f"{part.admin_url}/state") as answer:
+                phase = _phase(part, await answer.json())
         except (aiohttp.ClientError, TimeoutError):
-            pass  # not listening yet, or busy: its end is seen elsewhere
+            phase = "Starting"  # not listening yet, or busy: its end is seen elsewhere
         if self._phases.get(name) != phase:
             self._phases[name] = phase
             click.echo(f"{time.monotonic() - self._began:6.1f} s  {name}: {phase}")

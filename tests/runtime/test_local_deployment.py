@@ -68,6 +68,7 @@ def test_it_comes_up_and_says_where(local: Local) -> None:
     assert local.popen.poll() is None, local.printed()
     print(local.printed())
     assert fetch(f"{local.url()}/health")[0] == 200
+    assert fetch(f"{local.url()}/v1/models")[0] == 200
 
 
 def test_the_decode_engine_computes_no_token_of_a_long_prompt(local: Local) -> None:
