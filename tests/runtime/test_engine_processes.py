@@ -21,7 +21,7 @@ from headrace_runtime.engine import arguments
 from local.programs import wait_until
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
-KV_BYTES = 64 * 1024**2
+KV_BYTES = 128 * 1024**2
 PROMPT = [(17 * i) % 4000 + 10 for i in range(3000)]
 
 
@@ -246,6 +246,17 @@ def test_decode_takes_the_whole_prompt_from_prefill_over_nixl(
     prefill.complete(turned, 4, kv_transfer_params=handed)
     assert prefill.prompt_tokens("external_kv_transfer") - before == len(turned)
     end(warm, *groups)
+
+
+def test_real_model_says_something_true(warm: Warm, model: Callable[[str], Path], place: Callable[[], Place]) -> None:
+    here = place()
+    server = Server(here)
+    group = up(warm, command(model("smollm2"), here), server, "smollm2.log")
+    question = {"role": "user", "content": "What is the capital of France?"}
+    status, answer = server.ask("/v1/chat/completions", {"model": "tiny", "messages": [question], "temperature": 0})
+    assert status == 200, answer
+    assert "Paris" in json.loads(answer)["choices"][0]["message"]["content"]
+    end(warm, group)
 
 
 def test_nothing_outlives_the_zygote(
