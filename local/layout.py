@@ -109,16 +109,17 @@ def require_visible(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a cluster keeps its files. The whole folder is removed by `down`."""
+    """Where a cluster keeps its files: a folder of its own name, all of which is removed by `down`."""
 
     home: Path
 
     @classmethod
     def of_machine(cls) -> Layout:
-        home = Path(os.environ.get("HEADRACE_LOCAL_HOME") or f"/var/lib/{NAME}").absolute()
+        # By its name below it: two clusters that are given one folder must not remove each other's files.
+        home = Path(os.environ.get("HEADRACE_LOCAL_HOME") or "/var/lib").absolute() / NAME
         require_visible(home)
         if len(str(home)) > LONGEST_HOME:
-            raise LocalError(f"HEADRACE_LOCAL_HOME={home}: longer than {LONGEST_HOME} letters, and sockets lie in it")
+            raise LocalError(f"HEADRACE_LOCAL_HOME: {home} is longer than {LONGEST_HOME} letters, and sockets lie in it")
         return cls(home)
 
     @property

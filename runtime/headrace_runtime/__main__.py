@@ -7,6 +7,7 @@ Kubernetes client, nor the gateway's event loop.
 import ipaddress
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,8 @@ def placed(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
     """Headrace's runtime: the processes inside the pods of an InferenceDeployment."""
+    # As process 1 of a container it would not be ended by SIGTERM before it has a handler; each command sets its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 

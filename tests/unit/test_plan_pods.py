@@ -110,6 +110,12 @@ def test_what_an_engine_is_made_from_changes_the_revision() -> None:
     assert REVISION not in revisions
 
 
+def test_other_checksums_are_another_revision() -> None:
+    spec = Sample().serve(2).spec()
+    assert len({engine_revision(spec, sums) for sums in (None, {"a": "0" * 64}, {"a": "1" * 64})}) == 3
+    assert engine_revision(spec, {}) == REVISION
+
+
 def test_an_override_counts_although_it_says_what_would_be_the_default() -> None:
     plain = Sample().serve(1).set("engine.dtype", "float16")
     over = Sample().serve(1).set("engine.dtype", "float16").set("roles.0.engine", {"dtype": "auto"})

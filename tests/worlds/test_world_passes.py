@@ -441,6 +441,18 @@ async def test_engines_wait_for_the_manifest_that_the_spec_names() -> None:
     assert '"a/b.safetensors"' in contract
 
 
+async def test_a_corrected_manifest_brings_new_engines() -> None:
+    scene = Scene(Sample().serve().set("model.integrity", {"manifest": {"configMapRef": {"name": "sums"}}}))
+    sums = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "sums", "namespace": "demo"}}
+    scene.cluster.put(sums | {"data": {"SHA256SUMS": f"{'0' * 64}  model.safetensors\n"}})
+    await scene.settle()
+    before = scene.pods()
+    scene.cluster.put(sums | {"data": {"SHA256SUMS": f"{'1' * 64}  model.safetensors\n"}})
+    await scene.settle()
+    assert scene.pods()
+    assert not set(scene.pods()) & set(before)
+
+
 async def test_a_gateway_that_is_down_says_so() -> None:
     scene = await ready()
     gateway = scene.cluster.objects["Deployment", "demo", "chat-gateway"]

@@ -54,6 +54,10 @@ def shared_memory() -> tuple[Object, Object]:
     return {"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
 
 
+STARTUP_SECONDS = 180
+"""Until a process listens. Importing takes seconds; on a machine with no time to spare, minutes."""
+
+
 def probe(path: str, port: int, *, period: int, failures: int) -> Object:
     """An HTTP probe. Its deadline is longer than Kubernetes' second: a busy machine is not a dead one."""
     return {
@@ -65,12 +69,12 @@ def probe(path: str, port: int, *, period: int, failures: int) -> Object:
 
 
 def probes(port: int) -> Object:
-    """Readiness by what the process serves, liveness by the process alone.
+    """Readiness by what the process serves; start and liveness by the process alone.
 
-    There is no startup probe: an engine may take half an hour to load, and one that cannot start must stay up to say
-    why.
+    Never by its engine: one may take half an hour to load, and one that cannot start must stay up to say why.
     """
     return {
+        "startupProbe": probe("/healthz", port, period=2, failures=STARTUP_SECONDS // 2),
         "readinessProbe": probe("/readyz", port, period=2, failures=2),
         "livenessProbe": probe("/healthz", port, period=10, failures=6),
     }

@@ -16,7 +16,7 @@ def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
 
     Nothing observed gives the first step, which is the whole deployment. Must not be called when the reads failed.
     """
-    revision, of_head = engine_revision(spec), head_revision(spec)
+    revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
     roles = {**sizes, **{pod.role: 0 for pod in observed.engines() if pod.role not in sizes}}
     counts = {

@@ -7,6 +7,7 @@ alone reads. Two specs that differ in the order of their roles are the same.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from headrace_operator.api.types import Frozen
@@ -15,9 +16,13 @@ from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 LENGTH = 10
 
 
-def engine_revision(spec: InferenceDeploymentSpec) -> str:
-    """The revision of all engine pods. One for all roles, since only engines of one revision work together."""
-    words = {
+def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] | None = None) -> str:
+    """The revision of all engine pods. One for all roles, since only engines of one revision work together.
+
+    `manifest` holds the model's checksums by path. They are the user's words too, though in a ConfigMap: an agent
+    checks the weights once, so that corrected checksums need new pods.
+    """
+    words: dict[str, Any] = {
         "model": _words(spec.model),
         "engine": _words(spec.engine),
         "parallelism": _words(spec.parallelism),
@@ -26,6 +31,7 @@ def engine_revision(spec: InferenceDeploymentSpec) -> str:
         "drain": _words(spec.drain),
         "recovery": _words(spec.recovery),
         "roles": {role.name: _role_words(role) for role in spec.roles},
+        "checksums": dict(manifest or {}),
     }
     if spec.disaggregated:
         words["disaggregation"] = _words(spec.disaggregation, include={"connector", "on_transfer_failure"})

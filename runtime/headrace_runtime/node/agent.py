@@ -235,7 +235,7 @@ class Agent:
                 return
             found.state = state
             refused = state.verified is False and model.integrity.policy == "Enforce"
-            found.verdict = Verdict("DigestMismatch", "; ".join(state.problems)) if refused else "Usable"
+            found.verdict = Verdict("DigestMismatch", _brief(state.problems)) if refused else "Usable"
             self._wake.set()
             return
 
@@ -250,3 +250,9 @@ class Agent:
         if self.contract.engine.device == "cpu":
             await self._settled.wait()
         await raylet.run()
+
+
+def _brief(problems: tuple[str, ...]) -> str:
+    """The first of them: the message is repeated in several conditions, and the whole list stands in the state."""
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return problems[0] + more if problems else ""
