@@ -119,7 +119,7 @@ class Layout:
         home = Path(os.environ.get("HEADRACE_LOCAL_HOME") or "/var/lib").absolute() / NAME
         require_visible(home)
         if len(str(home)) > LONGEST_HOME:
-            raise LocalError(f"HEADRACE_LOCAL_HOME: {home} is longer than {LONGEST_HOME} letters, and sockets lie in it")
+            raise LocalError(f"HEADRACE_LOCAL_HOME: {home} is longer than {LONGEST_HOME} letters, too long for sockets")
         return cls(home)
 
     @property
