@@ -36,6 +36,7 @@ from local.steps import Steps
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "headrace"
 SAMPLE = REPOSITORY / "manifests" / "samples" / "cpu-demo.yaml"
+APPLY_CRDS = ("apply", "--server-side", "--field-manager=helm", "--force-conflicts", "--filename", str(CHART / "crds"))
 RELEASE, SYSTEM_NAMESPACE = "headrace", "headrace-system"
 NAMESPACE, NAME, MODEL = "demo", "chat", "smollm2"
 NODES = 3
@@ -148,13 +149,15 @@ def side_by_side(work: dict[str, Callable[[], object]], console: Console) -> Non
 def install(provider: Provider, prepared: Prepared, console: Console) -> None:
     """The chart, installed or upgraded; its CRDs first and apart, since Helm never updates them.
 
+    They are applied in Helm's name: with another one, Helm 4 would see a conflict when it installs them itself.
+
     Raises:
         LocalError: the operator did not come up; its pod's last words have been printed by then.
     """
     kubectl = Kubectl(provider.kubeconfig(), SYSTEM_NAMESPACE)
-    kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CHART / "crds"))
+    kubectl(*APPLY_CRDS)
     result = attempt(
-        *(toolchain.helm(), "upgrade", "--install", RELEASE, CHART, "--skip-crds", "--kubeconfig", kubectl.kubeconfig),
+        *(toolchain.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubectl.kubeconfig),
         *("--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "90s"),
         *(word for value in image_values(prepared) for word in ("--set-string", value)),
     )

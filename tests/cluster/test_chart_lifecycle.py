@@ -75,7 +75,7 @@ def release(cluster: Any) -> Iterator[Release]:
     operator, runtime = (build.build(build.TARGETS[name]) for name in build.LOCAL_TARGETS)
     cluster.load(operator.archive, runtime.archive)
     # The documented way: these CRDs first, whatever is there; then Helm finds what it would have put there itself.
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CHART / "crds"))
+    cluster.kubectl(*demo.APPLY_CRDS)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     for name, metadata in ((SYSTEM, {"name": SYSTEM, "labels": labels}), (WATCHED, {"name": WATCHED})):
         cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait")
