@@ -250,8 +250,8 @@ class Bare:
             # Only if nothing else has come to use it.
             if Path(point).is_dir() and not any(Path(point).iterdir()):
                 Path(point).rmdir()
-        if self.layout.home.exists():
-            shutil.rmtree(self.layout.home)
+        # A process that is being killed may still finish a write, and so fill a folder that was just emptied.
+        wait_until(f"{self.layout.home} goes", lambda: _gone(self.layout.home), 10)
 
     def _make_mount_points(self) -> None:
         # What another cluster made is for the last of them to remove.
@@ -285,3 +285,9 @@ class Bare:
 
     def _kubectl(self, *arguments: str) -> str:
         return run(toolchain.kubectl(), "--kubeconfig", self.layout.kubeconfig, *arguments)
+
+
+def _gone(folder: Path) -> bool:
+    """Whether the folder is no more, after an attempt to remove it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
