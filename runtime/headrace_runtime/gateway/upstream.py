@@ -8,11 +8,14 @@ broken.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from headrace_runtime.gateway.pacing import Pacer
 
 CONNECT_SECONDS = 2.0
 IDLE_SECONDS = 4.0
@@ -90,8 +93,9 @@ class Exchange:
             self._pieces.clear()
         if not self.complete:
             self._connection.forward_chunks(sink.chunk_writer())
-        while not self.complete:
-            await self._change()
+        with self._connection.counted():
+            while not self.complete:
+                await self._change()
 
     def abort(self) -> None:
         """Close the connection unless the answer is complete: this is what frees the engine's slot."""
@@ -175,6 +179,15 @@ class Connection(asyncio.Protocol):
         """Until the answer is complete, hand whole chunks to `writer` unparsed."""
         self._forward = writer
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """While an answer is relayed."""
+        self._pool.pacer.streams += 1
+        try:
+            yield
+        finally:
+            self._pool.pacer.streams -= 1
+
     def close(self) -> None:
         self.usable = False
         self._transport.abort()
@@ -195,6 +208,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._between_chunks and self._forward is not None and is_one_chunk(data):
             self._forward(data)
+            self._pool.pacer.token()
             return
         exchange = self._exchange
         if exchange is None:  # bytes that nobody asked for
@@ -255,9 +269,11 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Idle keep-alive connections to all engines, the last used first."""
+    """Idle keep-alive connections to all engines, the last used first. Made inside the event loop that it is used
+    in."""
 
     def __init__(self) -> None:
+        self.pacer = Pacer(asyncio.get_running_loop().call_soon)
         self._idle: dict[tuple[str, int], dict[Connection, None]] = {}
 
     async def post(self, url: str, target: str, body: bytes, request_id: str, fresh: bool = False) -> Exchange:
