@@ -7,6 +7,8 @@ from headrace_operator.desired.overlay import lay_over
 from headrace_operator.state import Object, Subject
 from headrace_runtime import contract
 
+LEAVE_SECONDS = 3
+"""Between the decision that a gateway goes and its SIGTERM: long enough for Services to leave it out."""
 CONTRACT_ANNOTATION = f"{names.GROUP}/contract"
 """On the gateway's pods: a hash of their contract, which is read once, so that another one brings new pods."""
 
@@ -93,6 +95,8 @@ def _spec(subject: Subject) -> Object:
         {"name": "http", "containerPort": contract.GATEWAY_PORT},
         {"name": "admin", "containerPort": contract.GATEWAY_ADMIN_PORT},
     ]
+    # Until no proxy sends new connections here any more: the process stops listening as soon as it is told to end.
+    container["lifecycle"] = {"preStop": {"sleep": {"seconds": LEAVE_SECONDS}}}
     container["securityContext"] = {**pods.RESTRICTED, "readOnlyRootFilesystem": True}
     return pods.pod_spec(
         automountServiceAccountToken=True,
@@ -103,7 +107,7 @@ def _spec(subject: Subject) -> Object:
             "runAsGroup": pods.GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        terminationGracePeriodSeconds=int(contracts.gateway(subject).drain_seconds) + 30,
+        terminationGracePeriodSeconds=int(contracts.gateway(subject).drain_seconds) + LEAVE_SECONDS + 30,
         topologySpreadConstraints=[
             {
                 "maxSkew": 1,
