@@ -18,6 +18,7 @@ from local.choice import choose
 from local.programs import run as run_program
 
 SECONDS, QUICK_SECONDS = 600.0, 30.0
+QUIET_SECONDS, SETTLE_SECONDS = 20.0, 180.0
 MEMORY_LIMIT_MB = 120.0
 NAMESPACE = "headrace-system"
 OPERATOR = "app.kubernetes.io/name=headrace"
@@ -32,6 +33,7 @@ def run(options: Options) -> Report:
     cluster = _Cluster(choose().kubeconfig())
     pod = cluster.operator()
     cluster.require_ready()
+    cluster.settle()
     seconds = QUICK_SECONDS if options.quick else SECONDS
     versions, before, began = cluster.versions(), cluster.metrics(pod), time.monotonic()
     time.sleep(seconds)  # the quiet itself is what is measured
@@ -92,6 +94,16 @@ class _Cluster:
             raise click.ClickException(
                 f"{sum(ready)} of {len(listed)} InferenceDeployments are Ready: nothing is idle yet"
             )
+
+    def settle(self) -> None:
+        """Wait until nothing has changed for a while: Ray may join after Ready. ClickException: it never stops."""
+        versions, since, began = self.versions(), time.monotonic(), time.monotonic()
+        while time.monotonic() - since < QUIET_SECONDS:
+            if time.monotonic() - began > SETTLE_SECONDS:
+                raise click.ClickException(f"objects of deployments still change after {SETTLE_SECONDS:.0f} s")
+            time.sleep(1)
+            if (now := self.versions()) != versions:
+                versions, since = now, time.monotonic()
 
     def versions(self) -> dict[str, str]:
         """`Kind namespace/name` → resourceVersion of every child, and of the deployments themselves."""
