@@ -18,7 +18,7 @@ from headrace_operator.apply import apply_and_prune
 from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
 from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.head import token_secret
-from headrace_operator.ladders import Known, canary_due, progressing, rolled_out, shortages
+from headrace_operator.ladders import Known, canary_due, progressing, ray_ready, rolled_out, shortages
 from headrace_operator.observe import observe
 from headrace_operator.plan import make_plan
 from headrace_operator.state import Canary, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
@@ -141,5 +141,7 @@ def _answer(known: Known) -> Look:
         return Look(STARTING_SECONDS)
     if known.subject is None or known.paused:
         return Look()
-    settled = rolled_out(known) and not shortages(known) and progressing(known).status == "False"
+    # Ray joins after the engines are ready, and nothing in Kubernetes tells of it.
+    whole = rolled_out(known) and ray_ready(known).status == "True"
+    settled = whole and not shortages(known) and progressing(known).status == "False"
     return Look() if settled else Look(STARTING_SECONDS)
