@@ -18,6 +18,13 @@ from headrace_runtime.engine.fake import FakeEngine, Script
 SECRET = "a prompt that nobody else may read"
 
 
+def gateway_command(contract: GatewayContract, file: Path) -> list[str]:
+    """Writes the contract and gives the command line that starts a gateway from it."""
+    file.write_text(contract.model_dump_json(by_alias=True))
+    place = (f"--contract={file}", "--name=g", "--address=127.0.0.1")
+    return [sys.executable, "-m", "headrace_runtime", "gateway", *place]
+
+
 def free_ports() -> tuple[int, int]:
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0))
@@ -39,16 +46,7 @@ async def gateway(folder: Path, engine: str) -> AsyncIterator[tuple[subprocess.P
         admin_port=admin_port,
     )
     file, output = folder / "contract.json", folder / "output"
-    file.write_text(contract.model_dump_json(by_alias=True))
-    argv = [
-        sys.executable,
-        "-m",
-        "headrace_runtime",
-        "gateway",
-        f"--contract={file}",
-        "--name=g",
-        "--address=127.0.0.1",
-    ]
+    argv = gateway_command(contract, file)
     with output.open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
         try:
             url = f"http://127.0.0.1:{port}"
@@ -102,16 +100,7 @@ async def test_outside_of_a_cluster_watching_pods_is_an_error_that_says_so(tmp_p
     port, admin_port = free_ports()
     contract = GatewayContract(namespace="n", deployment="d", served_name="m", port=port, admin_port=admin_port)
     file = tmp_path / "contract.json"
-    file.write_text(contract.model_dump_json(by_alias=True))
-    argv = [
-        sys.executable,
-        "-m",
-        "headrace_runtime",
-        "gateway",
-        f"--contract={file}",
-        "--name=g",
-        "--address=127.0.0.1",
-    ]
+    argv = gateway_command(contract, file)
     done = await asyncio.to_thread(
         subprocess.run, argv, capture_output=True, text=True, timeout=20, check=False, env={"PATH": "/usr/bin"}
     )

@@ -39,7 +39,6 @@ WATCH_SECONDS = 300
 BACKOFF_SECONDS = 0.5
 BACKOFF_LIMIT_SECONDS = 15.0
 LIST_SECONDS = 10.0
-GONE = 410
 
 Publish = Callable[[tuple[Endpoint, ...]], None]
 Pod = Mapping[str, Any]
