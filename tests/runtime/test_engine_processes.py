@@ -176,6 +176,7 @@ def up(warm: Warm, launch: arguments.Command, server: Server, log: str) -> int:
     """Start an engine and wait until it is healthy; prints how long that took."""
     began = time.monotonic()
     group = warm.start(launch, log)
+    assert os.getpgid(group) == group, "an engine leads its group by the time that its pid is reported"
     try:
         wait_until("the engine is healthy", lambda: server.healthy() or not alive(group), 120)
         assert alive(group), (warm.folder / log).read_text()[-3000:]

@@ -1,6 +1,8 @@
 """What the zygote does before any vLLM: reading orders. Real engines are in tests/runtime."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +46,14 @@ def test_orders_cut_anywhere_are_the_same_orders() -> None:
     for cut in range(0, len(text), 7):
         assert one.obey(text[cut : cut + 7])
     assert len(begun) == 3
+
+
+def test_fork_leads_its_group_when_its_pid_is_known(tmp_path: Path) -> None:
+    reports, orders = os.pipe()
+    warm = zygote.Zygote(orders, reports)
+    for turn in range(10):
+        pid = warm.fork(zygote.Start(argv=[], env={}, log=str(tmp_path / "absent" / "log")))
+        assert os.getpgid(pid) == pid, f"fork {turn} is still in its parent's group"
+        os.waitpid(pid, 0)
+    for end in (reports, orders):
+        os.close(end)

@@ -106,12 +106,20 @@ class Zygote:
         return True
 
     def fork(self, start: Start) -> int:
+        """The pid of a new engine, which leads its own group by now: whoever is told the pid may signal the group."""
+        grouped, group = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.setsid()
+            os.close(group)
+            os.close(grouped)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.close(self.reports)
             become_engine(start)
+        os.close(group)
+        os.read(grouped, 1)
+        os.close(grouped)
         return pid
 
     def report(self, **words: float) -> None:
@@ -130,8 +138,7 @@ def parse(line: bytes) -> Start:
 
 
 def become_engine(start: Start) -> NoReturn:
-    """In the forked child: run `vllm serve` in a session of its own, and never come back."""
-    os.setsid()
+    """In the forked child: run `vllm serve`, and never come back."""
     status = 1
     try:
         log = os.open(start["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
