@@ -37,6 +37,10 @@ CONTRACT_MOUNT = "/etc/headrace"
 CONTRACT_FILE = "contract.json"
 RAY_TOKEN_FILE = "/etc/headrace-ray/token"  # noqa: S105 - a path, not a secret
 
+REPLAY_FIELD = "headrace_replay"
+"""Member of a request's `vllm_xargs`: ids of the tokens that another engine delivered already. The engine takes them
+as its own output: sends them again first, then goes on (`engine/replay.py`). The gateway sets it; no client may."""
+
 RoleName = Literal["serve", "prefill", "decode"]
 
 

@@ -2,16 +2,17 @@
 in it.
 
 For the gateway's tests and benchmarks, and to try a gateway without an engine:
-`python -m headrace_runtime.engine.fake --port 8000 --tokens 64 --itl 0.005`. Its words are `t0 t1 t2 …`, so that a
-reader sees which are missing. A figure measured against it is *simulated*. The same cases run against it and against
-vLLM.
+`python -m headrace_runtime.engine.fake --port 8000 --tokens 64 --itl 0.005`. Its words are `t0 t1 t2 …`, and its token
+ids `0 1 2 …`, so that a reader sees which are missing. A request that brings tokens to replay (`contract.REPLAY_FIELD`)
+gets them again in one event, as the words of the ids it brought, and then goes on. A figure measured against it is
+*simulated*. The same cases run against it and against vLLM.
 """
 
 import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,12 +23,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
-Fault = Literal["none", "status", "error_line", "stall", "cut", "reset", "hang_transfer"]
+from headrace_runtime.contract import REPLAY_FIELD
+
+Fault = Literal["none", "status", "error_line", "stall", "cut", "reset", "hang_transfer", "hang"]
 """What goes wrong with every completion. status: an HTTP 500 · error_line: vLLM's error event inside HTTP 200 ·
 stall: silence from token `at` on · cut: the connection ends before token `at` · reset: it ends before any byte ·
-hang_transfer: an answer that is to start from transferred KV never does."""
+hang_transfer: an answer that is to start from transferred KV never does · hang: as after SIGSTOP, connections are made
+and nothing is answered, `/health` included, until another fault is set."""
 
 Document = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,12 @@ class Script:
     model: str = "fake"
     tokens: int = 16
     """Of an answer whose request does not say `max_tokens`."""
+    burst: int = 1
+    """Tokens in one event."""
+    reasoning: int = 0
+    """Tokens of a chat's answer that come first, as reasoning."""
+    calls_tool: bool = False
+    """A chat's answer is a call of the tool `f`, its words the arguments."""
     ttft: float = 0.0
     itl: float = 0.0
     prefill_rate: float = 0.0
@@ -58,6 +69,7 @@ class FakeEngine:
         self.seen: list[Document] = []
         self.aborted = 0
         self.url = ""
+        self._changed = asyncio.Event()
         self._engine_id = str(uuid.uuid4())
         self._ids = itertools.count()
         self._registry = CollectorRegistry()
@@ -71,6 +83,8 @@ class FakeEngine:
     def become(self, **changes: Any) -> None:
         """Change some fields of the script: they hold from the next token on."""
         self.script = replace(self.script, **changes)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def computed(self, source: Literal["local_compute", "external_kv_transfer"]) -> int:
         """Prompt tokens so far, by where their KV blocks came from."""
@@ -89,13 +103,22 @@ class FakeEngine:
             await runner.cleanup()
 
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app = web.Application(client_max_size=64 * 1024 * 1024, middlewares=[self._hang])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
         return app
+
+    @web.middleware
+    async def _hang(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        await self._while_hanging()
+        return await handler(request)
+
+    async def _while_hanging(self) -> None:
+        while self.script.fault == "hang":
+            await self._changed.wait()
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.script.healthy else 503)
@@ -134,8 +157,8 @@ class FakeEngine:
         await self._compute_prompt(document, answer.prompt_tokens)
         if answer.stream:
             return await self._stream(request, answer)
-        for index in range(answer.tokens):
-            await self._wait_for_token(request, index)
+        for span in answer.spans:
+            await self._wait_for(request, span)
         return web.json_response(answer.whole(self._transfer_parameters(document, answer)))
 
     async def _compute_prompt(self, document: Document, tokens: int) -> None:
@@ -147,20 +170,21 @@ class FakeEngine:
             await asyncio.sleep(tokens / self.script.prefill_rate)
         await asyncio.sleep(self.script.ttft)
 
-    async def _wait_for_token(self, request: web.Request, index: int) -> None:
+    async def _wait_for(self, request: web.Request, span: slice) -> None:
+        await self._while_hanging()
         script = self.script
-        if script.fault == "cut" and index >= script.at:
+        if script.fault == "cut" and span.stop > script.at:
             _end_connection(request)
-        if script.fault == "stall" and index >= script.at:
+        if script.fault == "stall" and span.stop > script.at:
             await asyncio.Event().wait()
-        if index and script.itl:
+        if span.start and script.itl:
             await asyncio.sleep(script.itl)
 
     async def _stream(self, request: web.Request, answer: "_Answer") -> web.StreamResponse:
         response = await _open_stream(request)
-        for index in range(answer.tokens):
-            await self._wait_for_token(request, index)
-            await response.write(_event(answer.chunk(index)))
+        for span in answer.spans:
+            await self._wait_for(request, span)
+            await response.write(b"".join(map(_event, answer.chunks(span))))
         if answer.wants_usage:
             await response.write(_event(answer.usage_chunk()))
         await response.write(b"data: [DONE]\n\n")
@@ -197,37 +221,100 @@ class _Answer:
         self.id = answer_id
         self.chat = path.endswith("/chat/completions")
         self.stream = bool(document.get("stream"))
-        self.wants_usage = bool((document.get("stream_options") or {}).get("include_usage"))
-        self.tokens: int = document.get("max_completion_tokens") or document.get("max_tokens") or script.tokens
         self.prompt_tokens = prompt_tokens(document)
-        self._model = script.model
+        self.tokens: int = document.get("max_completion_tokens") or document.get("max_tokens") or script.tokens
+        replayed = _replayed(document)[: self.tokens]
+        self.token_ids = [*replayed, *range(len(replayed), self.tokens)]
+        first = [slice(0, len(replayed))] if replayed else []
+        self.spans = first + [
+            slice(at, min(at + script.burst, self.tokens)) for at in range(len(replayed), self.tokens, script.burst)
+        ]
+        options = document.get("stream_options") or {}
+        self.wants_usage = bool(options.get("include_usage"))
+        self._counts_on = self.wants_usage and bool(options.get("continuous_usage_stats"))
+        self._returns_ids = bool(document.get("return_token_ids"))
+        self._logprobs = document.get("logprobs") not in (None, False)
+        self._script = script
+        self._call_id = f"chatcmpl-tool-{uuid.uuid4().hex}"
 
     def whole(self, transfer: Document | None) -> Document:
-        text = "".join(map(_word, range(self.tokens)))
+        everything = slice(0, self.tokens)
+        text = self._text(everything)
         said: Document = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": "length"}
+        choice = {"index": 0, **said, "logprobs": self._scores(everything), "finish_reason": "length"}
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._document(kind, [choice]) | {"usage": self._usage(), "kv_transfer_params": transfer}
+        usage = self._usage(self.tokens)
+        return self._document(kind, [choice | self._ids(everything)]) | {"usage": usage, "kv_transfer_params": transfer}
 
-    def chunk(self, index: int) -> Document:
-        said: Document = {"delta": {"content": _word(index)}} if self.chat else {"text": _word(index)}
-        if self.chat and index == 0:
-            said["delta"]["role"] = "assistant"
-        last = index == self.tokens - 1
-        return self._chunk([{"index": 0, **said, "logprobs": None, "finish_reason": "length" if last else None}])
+    def chunks(self, span: slice) -> list[Document]:
+        """The events of these tokens. The first of a chat come after one that holds the role alone."""
+        deltas = self._deltas(span) if self.chat else [{"text": self._text(span)}]
+        last = {"finish_reason": "length" if span.stop == self.tokens else None}
+        rest = {"logprobs": self._scores(span), **last, **self._ids(span)}
+        events = [self._chunk([{"index": 0, **said}]) for said in deltas]
+        events[-1]["choices"][0] |= rest
+        if self._counts_on:
+            events[-1]["usage"] = self._usage(span.stop)
+        if span.start == 0 and self._returns_ids:
+            (events[0] if self.chat else events[0]["choices"][0])["prompt_token_ids"] = list(range(self.prompt_tokens))
+        return events
 
     def usage_chunk(self) -> Document:
-        return self._chunk([]) | {"usage": self._usage()}
+        return self._chunk([]) | {"usage": self._usage(self.tokens)}
+
+    def _deltas(self, span: slice) -> list[Document]:
+        thought = slice(span.start, max(span.start, min(span.stop, self._script.reasoning)))
+        said = slice(thought.stop, span.stop)
+        deltas: list[Document] = [{"role": "assistant", "content": ""}] if span.start == 0 else []
+        if thought.start < thought.stop:
+            deltas.append({"reasoning": self._text(thought)})
+        if said.start < said.stop:
+            deltas.append(self._tool_call(said) if self._script.calls_tool else {"content": self._text(said)})
+        return [{"delta": delta} for delta in deltas]
+
+    def _tool_call(self, span: slice) -> Document:
+        call: Document = {"index": 0, "function": {"arguments": self._text(span)}}
+        if span.start == self._script.reasoning:
+            call |= {"id": self._call_id, "type": "function"}
+            call["function"]["name"] = "f"
+        return {"tool_calls": [call]}
+
+    def _text(self, span: slice) -> str:
+        return "".join(map(_word, self.token_ids[span]))
+
+    def _ids(self, span: slice) -> Document:
+        return {"token_ids": self.token_ids[span]} if self._returns_ids else {}
+
+    def _scores(self, span: slice) -> Document | None:
+        """Logprobs: minus a hundredth of the token's number."""
+        if not self._logprobs:
+            return None
+        scores = [(_word(token), -0.01 * token) for token in self.token_ids[span]]
+        if self.chat:
+            rows = [
+                {"token": word, "logprob": score, "bytes": list(word.encode()), "top_logprobs": []}
+                for word, score in scores
+            ]
+            return {"content": rows}
+        offsets = [len(self._text(slice(0, at))) for at in range(span.start, span.stop)]
+        words, numbers = [word for word, _ in scores], [score for _, score in scores]
+        return {"text_offset": offsets, "token_logprobs": numbers, "tokens": words, "top_logprobs": None}
 
     def _chunk(self, choices: list[Document]) -> Document:
         return self._document("chat.completion.chunk" if self.chat else "text_completion", choices)
 
     def _document(self, kind: str, choices: list[Document]) -> Document:
-        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self._model, "choices": choices}
+        model = self._script.model
+        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": model, "choices": choices}
 
-    def _usage(self) -> Document:
-        total = self.prompt_tokens + self.tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
+    def _usage(self, tokens: int) -> Document:
+        total = self.prompt_tokens + tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
+
+
+def _replayed(document: Document) -> list[int]:
+    token_ids: list[int] = (document.get("vllm_xargs") or {}).get(REPLAY_FIELD, [])
+    return token_ids
 
 
 def prompt_tokens(document: Document) -> int:
@@ -240,8 +327,8 @@ def prompt_tokens(document: Document) -> int:
     return sum(len(str(message.get("content")).split()) for message in document.get("messages", []))
 
 
-def _word(index: int) -> str:
-    return f" t{index}"
+def _word(token: int) -> str:
+    return f" t{token}"
 
 
 def _problem(document: Document, script: Script) -> str:
