@@ -1,0 +1,270 @@
+"""Up to the first token: choose engines, prefill, decode, and try again while trying again is invisible to the client.
+
+`Journey.first_token` is that loop; the scenarios are described in `flow.py`. Decides nothing about which engine is
+best (`routing.py`) and knows nothing of the client's connection. Called by `delivery.py`.
+"""
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from headrace_runtime.contract import Endpoint, GatewayContract
+from headrace_runtime.gateway import assemble, errors
+from headrace_runtime.gateway.errors import RequestError
+from headrace_runtime.gateway.fleet import Fleet
+from headrace_runtime.gateway.request import Facts, decode_body, prefill_body
+from headrace_runtime.gateway.routing import Choice, Need, rank
+from headrace_runtime.gateway.telemetry import Record, Telemetry
+from headrace_runtime.gateway.upstream import Cause, EngineError, Exchange, Pool
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 0.05
+BACKOFF_LIMIT_SECONDS = 1.0
+
+Transfer = dict[str, Any]
+Phase = Literal["prefill", "decode"]
+
+
+class EngineAnsweredError(Exception):
+    """No engine gave a first token, and the last one said why: its `status` and `body` are the answer."""
+
+    def __init__(self, error: RequestError, status: int, body: bytes) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every journey of a gateway shares."""
+
+    contract: GatewayContract
+    fleet: Fleet
+    pool: Pool
+    telemetry: Telemetry
+    turn: "itertools.count[int]"
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """An engine's answer up to its first token: an error (4xx), a whole answer, or (`streaming`) the begin of one."""
+
+    exchange: Exchange
+    status: int
+    payload: bytes
+    streaming: bool
+
+
+class Journey:
+    """One request under way: what was tried, and whether it may still be split."""
+
+    def __init__(self, means: Means, facts: Facts, record: Record) -> None:
+        self.facts = facts
+        self.record = record
+        self._means = means
+        self._contract = means.contract
+        long_enough = facts.prompt_tokens >= means.contract.min_prompt_tokens or facts.canary is not None
+        self._split = facts.splittable and long_enough
+        self._tried: frozenset[str] = frozenset()
+        self._avoid: frozenset[str] = frozenset()
+        self._prefills_failed = 0
+
+    @asynccontextmanager
+    async def first_token(self) -> AsyncIterator[First]:
+        """The first engine to give one, counted as busy while the block runs. Raises RequestError,
+        EngineAnsweredError."""
+        last: EngineError | None = None
+        for attempt in range(self._contract.max_retries + 1):
+            if attempt:
+                await asyncio.sleep(_backoff(attempt))
+            choice = self._choose()
+            if choice is None:
+                break
+            self.record.tries += 1
+            with self._means.fleet.using(choice.decode):
+                try:
+                    first = await self._first_token(choice)
+                except EngineError as error:
+                    last = error
+                    continue
+                yield first
+                return
+        if last is None:
+            raise errors.no_engine(self.facts.canary)
+        failed = errors.engines_failed(self.record.tries, last.cause)
+        if last.body:
+            raise EngineAnsweredError(failed, last.status, last.body)
+        raise failed
+
+    def _choose(self) -> Choice | None:
+        need = Need(self._split, self.facts.canary, self._tried, self._avoid)
+        ranked = rank(need, self._means.fleet.engines(), self._contract.routing, next(self._means.turn))
+        return ranked[0] if ranked else None
+
+    async def _first_token(self, choice: Choice) -> First:
+        """Ask the chosen engines. Raises EngineError (try again) or RequestError (give up)."""
+        transfer = await self._prefill(choice.prefill) if choice.prefill is not None else None
+        self.record.prefill = choice.prefill.name if choice.prefill is not None and transfer is not None else ""
+        self.record.decode, self.record.revision = choice.decode.name, choice.decode.revision
+        if transfer is None:
+            return await self._ask(choice.decode, self.facts.body, self.facts.stream)
+        body = decode_body(self.facts, transfer)
+        try:
+            first = await self._ask(choice.decode, body, streamed=True, seconds=self._contract.transfer_seconds)
+        except EngineError as error:
+            if error.cause != "connect":  # else the parameters were not used: a new pair may be tried
+                self._means.telemetry.transferred("given_up")
+                self._compute_again("decode", error.cause)
+            raise
+        self._means.telemetry.transferred("completed")
+        return first if self.facts.stream else await self._collect(choice.decode, first)
+
+    async def _prefill(self, engine: Endpoint) -> Transfer | None:
+        """Have the prompt computed; gives the transfer parameters, or None where decode is to compute it (scenario B).
+
+        One engine that fails at once is replaced by another, by raising EngineError; after that no more time is lost.
+        """
+        try:
+            with self._means.fleet.using(engine):
+                first = await self._ask(
+                    engine,
+                    prefill_body(self.facts),
+                    streamed=False,
+                    seconds=self._contract.prefill_seconds,
+                    phase="prefill",
+                )
+        except EngineError as error:
+            self._prefills_failed += 1
+            if error.cause not in ("timeout", "silent") and self._prefills_failed == 1 and self._another_prefill():
+                raise
+            self._compute_again("prefill", error.cause)
+            return None
+        transfer = _transfer_of(first)
+        if transfer is None:
+            # Refused (4xx), which decode will say too and in the client's own terms; or nothing to hand over.
+            self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
+            return None
+        return transfer
+
+    def _another_prefill(self) -> bool:
+        choice = self._choose()
+        return choice is not None and choice.prefill is not None
+
+    def _compute_again(self, phase: Phase, cause: str) -> None:
+        """From here on the decode engine computes the prompt, or the request fails, as the deployment wants it."""
+        if self._contract.on_transfer_failure == "Fail" and cause != "refused":
+            raise errors.transfer_failed(phase, cause)
+        self._means.telemetry.fell_back(f"{phase}_{cause}")
+        self._split = False
+
+    async def _ask(
+        self, engine: Endpoint, body: bytes, streamed: bool, seconds: float | None = None, phase: Phase = "decode"
+    ) -> First:
+        """Ask one engine. Raises EngineError, noted."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._ask_twice(engine, body, streamed)
+        except TimeoutError:
+            failure = EngineError("timeout", f"no token within {seconds} s")
+        except EngineError as error:
+            failure = error
+        self._note(failure, engine, phase)
+        raise failure
+
+    def _note(self, failure: EngineError, engine: Endpoint, phase: Phase) -> None:
+        """Remember for the next try, and tell, that this engine failed."""
+        self._means.telemetry.retried(phase, failure.cause)
+        log.info("request %s: %s at %s: %s", self.record.request_id, phase, engine.name, failure)
+        if failure.cause == "connect":
+            self._means.fleet.refused(engine)
+        if failure.cause == "timeout" and phase == "decode":
+            self._avoid |= {engine.name}
+        else:
+            self._tried |= {engine.name}
+
+    async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
+        """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
+        pool, path, request_id = self._means.pool, self.facts.path, self.record.request_id
+        exchange = await pool.post(engine.url, path, body, request_id)
+        try:
+            return await self._begin(engine, exchange, streamed)
+        except EngineError as error:
+            if not exchange.reused or exchange.status or error.cause != "reset":
+                raise
+        return await self._begin(engine, await pool.post(engine.url, path, body, request_id, fresh=True), streamed)
+
+    async def _begin(self, engine: Endpoint, exchange: Exchange, streamed: bool) -> First:
+        with self._guarded(engine, exchange):
+            await exchange.head()
+            if exchange.status != 200 or not streamed:
+                return _whole(exchange, exchange.status, await exchange.whole())
+            payload = await exchange.first_event()
+            error = assemble.error_of(payload)
+            if error is None:
+                return First(exchange, 200, payload, streaming=True)
+            exchange.abort()
+            return _whole(exchange, *error, cause="error_event")
+
+    async def _collect(self, engine: Endpoint, first: First) -> First:
+        """The rest of a streamed answer, as the one piece that the client asked for."""
+        if not first.streaming:
+            return first
+        try:
+            with self._guarded(engine, first.exchange):
+                stream = first.payload + await first.exchange.whole()
+            return First(first.exchange, 200, assemble.one_answer(self.facts.path, stream), streaming=False)
+        except ValueError as error:
+            failure = EngineError("error_event", str(error))
+        except EngineError as error:
+            failure = error
+        self._note(failure, engine, "decode")
+        raise failure
+
+    @contextmanager
+    def _guarded(self, engine: Endpoint, exchange: Exchange) -> Iterator[None]:
+        """Close the exchange when this ends badly; end it when the engine falls silent."""
+        silent = EngineError("silent", f"{engine.name} answers no health checks")
+        try:
+            with self._means.fleet.waiting(engine, lambda: exchange.fail(silent)):
+                yield
+        except BaseException:
+            exchange.abort()
+            raise
+
+
+def _whole(exchange: Exchange, status: int, payload: bytes, cause: Cause = "status") -> First:
+    """An answer in one piece. Raises EngineError for 5xx: another engine may do better."""
+    if status >= 500:
+        raise EngineError(cause, f"HTTP {status}", status, payload)
+    return First(exchange, status, payload, streaming=False)
+
+
+def _transfer_of(first: First) -> Transfer | None:
+    """The transfer parameters of a prefill engine's answer, where it gave some."""
+    try:
+        transfer = orjson.loads(first.payload)["kv_transfer_params"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return transfer if first.status == 200 and isinstance(transfer, dict) else None
+
+
+def served_by(record: Record) -> list[tuple[str, str]]:
+    """Which engines took part, as headers of the answer."""
+    found = [("x-headrace-revision", record.revision), ("x-headrace-decode", record.decode)]
+    found.append(("x-headrace-prefill", record.prefill))
+    return [(name, value) for name, value in found if value]
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds before try `attempt` (from 1): doubled up to a limit, and spread so that many do not come at once."""
+    limit = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), BACKOFF_LIMIT_SECONDS)
+    return random.uniform(limit / 2, limit)  # noqa: S311
