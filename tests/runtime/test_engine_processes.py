@@ -3,11 +3,9 @@
 import http.client
 import json
 import os
-import random
 import re
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,22 +17,11 @@ import pytest
 from headrace_runtime.contract import Engine, Model, NodeContract, Place, RoleName, Transfer
 from headrace_runtime.engine import arguments
 from local.programs import wait_until
+from tests.runtime.processes import free_port
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
 KV_BYTES = 128 * 1024**2
 PROMPT = [(17 * i) % 4000 + 10 for i in range(3000)]
-
-
-def free_port() -> int:
-    """A port below those that the kernel gives out by itself: it must still be free when an engine binds it, later."""
-    for port in random.sample(range(20000, 32000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    pytest.fail("no free port between 20000 and 32000")
 
 
 def alive(group: int) -> list[int]:
