@@ -51,13 +51,20 @@ class Sink(Protocol):
 class Exchange:
     """One request and its answer on one connection."""
 
-    __slots__ = ("_connection", "_pieces", "_sink", "_waiter", "complete", "content_type", "error", "reused", "status")
+    __slots__ = (
+        "_connection", "_pieces", "_sink", "_waiter", "beats", "complete", "content_type", "error", "paused", "reused",
+        "status",
+    )  # fmt: skip
 
     def __init__(self, connection: "Connection", reused: bool) -> None:
         self.status = 0
         self.content_type = "application/json"
         self.complete = False
         self.error: EngineError | None = None
+        self.beats = 0
+        """Reads that held a part of the body, so far: whoever looks twice sees whether the engine moves."""
+        self.paused = False
+        """Nothing is read while the client is slow: silence then says nothing of the engine."""
         self.reused = reused
         """True where the connection had served before: the engine may have closed it just as we wrote."""
         self._connection = connection
@@ -111,15 +118,19 @@ class Exchange:
 
     def pause(self) -> None:
         if not self.complete:  # a complete one has given its connection back
+            self.paused = True
             self._connection.pause_reading()
 
     def resume(self) -> None:
         if not self.complete:
+            self.paused = False
             self._connection.resume_reading()
 
     def received(self, data: bytes, complete: bool) -> None:
         """Called by the connection for every read that held a part of the answer."""
         self.complete = complete
+        if data:
+            self.beats += 1
         if self._sink is None:
             if data:
                 self._pieces.append(data)
@@ -206,13 +217,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        if self._between_chunks and self._forward is not None and is_one_chunk(data):
-            self._forward(data)
-            self._pool.pacer.token()
-            return
         exchange = self._exchange
         if exchange is None:  # bytes that nobody asked for
             self.close()
+            return
+        if self._between_chunks and self._forward is not None and is_one_chunk(data):
+            exchange.beats += 1
+            self._forward(data)
+            self._pool.pacer.token()
             return
         try:
             self._parser.feed_data(data)
