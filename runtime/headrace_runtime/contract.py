@@ -134,9 +134,9 @@ OWNED_OPTIONS = frozenset({
     "kv-cache-memory-bytes", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config", "load-format",
     "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
     "otlp-traces-endpoint", "pipeline-parallel-size", "port", "prefill-context-parallel-size", "quantization",
-    "revision", "root-path", "served-model-name", "shutdown-timeout", "spec-method", "spec-model", "spec-tokens",
-    "speculative-config", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "tokenizer",
-    "tokenizer-revision", "uds",
+    "revision", "root-path", "scheduler-cls", "served-model-name", "shutdown-timeout", "spec-method", "spec-model",
+    "spec-tokens", "speculative-config", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size",
+    "tokenizer", "tokenizer-revision", "uds", "worker-extension-cls",
 })  # fmt: skip
 """Options of vLLM that `Engine.extra_args` may not hold: a field or Headrace sets them, or they would log prompts."""
 
@@ -212,6 +212,18 @@ class FixedDiscovery(Frozen):
     endpoints: tuple[Endpoint, ...]
 
 
+class Resume(Frozen):
+    """How a stream goes on at another engine when its own is lost."""
+
+    max_attempts: int = Field(default=3, ge=1)
+    """Losses of one stream after which it ends with an error."""
+    wait_seconds: float = 30.0
+    """How long a broken stream waits for an engine that goes on with it: where there is but one, for its restart."""
+    kept_bytes: int = 256 * 1024**2
+    """Memory for what live streams have delivered, all together and compressed. A stream that finds none left goes on,
+    but cannot be resumed."""
+
+
 class GatewayContract(Frozen):
     """For `headrace_runtime gateway`: the only way in."""
 
@@ -232,6 +244,8 @@ class GatewayContract(Frozen):
     without the transfer: a cut link gives no error for minutes."""
     max_retries: int = 3
     """Other engines tried before the first token."""
+    resume: Resume | None = Resume()
+    """None: a stream whose engine is lost ends with an error."""
     max_connections: int = 10_000
     access_log: bool = True
     """One JSON line per request on standard output: ids, engines, times, status; never a prompt."""

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_runtime.gateway.errors import RequestError
-from headrace_runtime.gateway.request import CHAT, COMPLETIONS, Facts, decode_body, parse, prefill_body
+from headrace_runtime.gateway.request import (
+    CHAT,
+    COMPLETIONS,
+    Facts,
+    body_with_token_ids,
+    continuation,
+    decode_body,
+    parse,
+    prefill_body,
+)
 
 IDS = list(range(100))
 
@@ -41,6 +50,7 @@ def test_a_request_that_is_not_split_keeps_its_bytes() -> None:
         (b'{"model": "m", "stream": "yes"}', 400, "stream"),
         (b'{"model": "m", "kv_transfer_params": {"remote_host": "10.0.0.1"}}', 400, "kv_transfer_params"),
         (b'{"model": "m", "vllm_xargs": {"kv_transfer_params": {}}}', 400, "vllm_xargs"),
+        (b'{"model": "m", "vllm_xargs": {"headrace_replay": [1]}}', 400, "vllm_xargs"),
     ],
 )
 def test_refuses_a_bad_request_and_names_the_field(body: bytes, status: int, param: str | None) -> None:
@@ -165,3 +175,68 @@ def test_reads_any_json_without_failing(value: Any) -> None:
     for path in (CHAT, COMPLETIONS):
         for field in ("messages", "prompt"):
             assert facts(path, **{field: value}).prompt_tokens >= 0
+
+
+# Resume: token ids are asked for, and replayed
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (b'{"model":"m","stream":true}', b'{"return_token_ids":true,"model":"m","stream":true}'),
+        (b' { "model": "m", "seed": 1.50 }', b' {"return_token_ids":true, "model": "m", "seed": 1.50 }'),
+        (b'{"model": "m", "return_token_ids": true}', b'{"model": "m", "return_token_ids": true}'),
+        (b'{"model": "m", "return_token_ids": false}', b'{"model":"m","return_token_ids":true}'),
+    ],
+)
+def test_asks_for_token_ids_and_leaves_the_rest_as_it_came(given: bytes, sent: bytes) -> None:
+    assert body_with_token_ids(parse(CHAT, given, "m")) == sent
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": "x"},
+        {"prompt": IDS, "n": 1, "echo": False, "logprobs": 3},
+        {"prompt": ["x"]},
+        {"messages": [{"role": "user", "content": "x"}], "tools": [], "tool_choice": "required"},
+    ],
+)
+def test_one_sequence_of_one_prompt_is_resumable(document: dict[str, Any]) -> None:
+    assert facts(**document).resumable
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": ["x", "y"]},
+        {"prompt": [[1], [2]]},
+        {"prompt": []},
+        {"prompt": "x", "n": 2},
+        {"prompt": "x", "best_of": 2},
+        {"prompt": "x", "echo": True},
+        {"prompt": "x", "use_beam_search": True},
+        {"prompt": "x", "prompt_logprobs": 0},
+        {"messages": [], "include_reasoning": False},
+    ],
+)
+def test_what_its_tokens_do_not_say_is_not_resumable(document: dict[str, Any]) -> None:
+    assert not facts(**document).resumable
+
+
+def test_a_continuation_is_the_clients_request_and_the_tokens_it_has() -> None:
+    asked = facts(prompt="x" * 40, stream=True, seed=3, vllm_xargs={"mine": 1})
+    going_on = continuation(asked, [7, 8])
+    assert orjson.loads(going_on.body) == {
+        **asked.document,
+        "return_token_ids": True,
+        "vllm_xargs": {"mine": 1, "headrace_replay": [7, 8]},
+    }
+    assert (going_on.stream, going_on.prompt_tokens, going_on.splittable) == (True, 12, False)
+
+
+def test_a_continuation_without_tokens_replays_none_and_is_streamed() -> None:
+    going_on = continuation(facts(prompt="x"), [])
+    assert "vllm_xargs" not in going_on.document
+    assert going_on.document["stream"] is True
+    assert going_on.document["stream_options"] == {"include_usage": True}

@@ -1,20 +1,24 @@
 """What the gateway must know of a request, and the copies of it that go to a prefill and to a decode engine.
 
 Pure: bytes and values in, values and bytes out. Nothing is tokenised. A request that is not split reaches its engine
-byte for byte as the client sent it, so that every field an engine knows works without the gateway knowing it.
+byte for byte as the client sent it, so that every field an engine knows works without the gateway knowing it; a stream
+that may have to go on elsewhere also asks for the ids of its tokens.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
+from headrace_runtime.contract import REPLAY_FIELD
 from headrace_runtime.gateway import errors
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 BYTES_PER_TOKEN = 4
+RESERVED_PREFIX = "headrace_"
+"""Of the members of `vllm_xargs` that the gateway alone sets."""
 
 Document = Mapping[str, Any]
 
@@ -43,7 +47,13 @@ class Facts:
     stream: bool
     prompt_tokens: int
     splittable: bool
+    resumable: bool = False
+    """Whether its answer can go on at another engine from the ids of the tokens that were delivered."""
     canary: str | None = None
+
+    @property
+    def wants_token_ids(self) -> bool:
+        return self.document.get("return_token_ids") is True
 
 
 def parse(path: str, body: bytes, served_name: str, canary: str | None = None) -> Facts:
@@ -70,6 +80,7 @@ def parse(path: str, body: bytes, served_name: str, canary: str | None = None) -
         stream=bool(stream),
         prompt_tokens=_chat_tokens(document) if path == CHAT else _prompt_tokens(document.get("prompt")),
         splittable=_splittable(document),
+        resumable=_resumable(document),
         canary=canary,
     )
 
@@ -83,22 +94,56 @@ def prefill_body(facts: Facts) -> bytes:
     return orjson.dumps(copy)
 
 
-def decode_body(facts: Facts, transfer: Document) -> bytes:
-    """The client's request, to be continued from transferred KV blocks.
+def decode_body(facts: Facts, transfer: Document, token_ids: bool = False) -> bytes:
+    """The client's request, to be continued from transferred KV blocks; with the ids of its tokens where they are
+    asked for.
 
     It is always streamed, with its usage at the end: a transfer is given up when no token comes in time, and an
     answer in one piece would not show its first token. `assemble.py` makes one piece of it where the client asked for
     that.
     """
-    copy = {**facts.document, "kv_transfer_params": transfer}
-    if not facts.stream:
-        copy |= {"stream": True, "stream_options": {"include_usage": True}}
+    copy = {**facts.document, "kv_transfer_params": transfer} | _streamed(facts)
+    if token_ids:
+        copy["return_token_ids"] = True
     return orjson.dumps(copy)
 
 
+def body_with_token_ids(facts: Facts) -> bytes:
+    """The client's request, byte for byte but for the wish that every event names its tokens by their ids."""
+    if facts.wants_token_ids:
+        return facts.body
+    if "return_token_ids" in facts.document:
+        return orjson.dumps({**facts.document, "return_token_ids": True})
+    after = facts.body.index(b"{") + 1
+    return b'%b"return_token_ids":true,%b' % (facts.body[:after], facts.body[after:])
+
+
+def continuation(facts: Facts, token_ids: Sequence[int]) -> Facts:
+    """The request that makes an engine replay these tokens as its own and go on; always streamed (`decode_body`)."""
+    document = {**facts.document, "return_token_ids": True} | _streamed(facts)
+    if token_ids:
+        document["vllm_xargs"] = {**(document.get("vllm_xargs") or {}), REPLAY_FIELD: list(token_ids)}
+    return replace(
+        facts,
+        body=orjson.dumps(document),
+        document=document,
+        stream=True,
+        prompt_tokens=facts.prompt_tokens + len(token_ids),
+        splittable=False,
+    )
+
+
+def _streamed(facts: Facts) -> dict[str, Any]:
+    """What makes the answer a stream that tells its usage, where the client wants it in one piece."""
+    return {} if facts.stream else {"stream": True, "stream_options": {"include_usage": True}}
+
+
 def _refuse_transfer_fields(document: Document) -> None:
-    """A client must not name the host that an engine then fetches KV blocks from."""
+    """A client must not name the host that an engine then fetches KV blocks from, nor put words in its mouth."""
     extra = document.get("vllm_xargs")
+    for name in extra if isinstance(extra, dict) else ():
+        if name.startswith(RESERVED_PREFIX):
+            raise errors.malformed(f"`vllm_xargs` must not hold `{name[:64]}`.", "vllm_xargs")
     for name in ("kv_transfer_params", "ec_transfer_params"):
         if document.get(name) is not None:
             raise errors.malformed(f"`{name}` is set by the gateway, not by clients.", name)
@@ -147,6 +192,19 @@ def _splittable(document: Document) -> bool:
     if document.get("prompt_logprobs") is not None or document.get("tool_choice") not in (None, "none", "auto"):
         return False
     return _one_text_prompt(document)
+
+
+def _resumable(document: Document) -> bool:
+    """Whether the ids of the delivered tokens say all there is to say of the answer so far: one sequence of one prompt,
+    nothing of the prompt in it, and no token of which the engine is to keep silent (hidden reasoning)."""
+    if document.get("n") not in (None, 1) or document.get("best_of") not in (None, 1):
+        return False
+    if any(document.get(key) for key in ("use_beam_search", "echo", "prompt_embeds")):
+        return False
+    if document.get("prompt_logprobs") is not None or document.get("include_reasoning") is False:
+        return False
+    prompt = document.get("prompt")
+    return not isinstance(prompt, list) or (bool(prompt) and (isinstance(prompt[0], int) or len(prompt) == 1))
 
 
 def _one_text_prompt(document: Document) -> bool:
