@@ -7,12 +7,14 @@ where the original may hold a path of the node. Called by observe.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from headrace_operator import names
 from headrace_operator.api.conditions import Reason
 from headrace_operator.state import Blocker, Object, Pod
+from headrace_runtime.contract import RoleName
 
+ROLES = get_args(RoleName)
 IMAGE_WAITS = frozenset(
     {
         "ErrImagePull",
@@ -36,13 +38,15 @@ def read_pod(obj: Object) -> Pod:
     labels = meta.get("labels", {})
     conditions = {c["type"]: c for c in status.get("conditions") or []}
     phase = status.get("phase", "Pending")
+    born, index = _born_as(meta["name"])
     ready = conditions.get("Ready", {}).get("status") == "True"
     return Pod(
         name=meta["name"],
         component=labels.get(names.COMPONENT, ""),
         role=labels.get(names.ROLE, ""),
         revision=labels.get(names.REVISION, ""),
-        index=_index(meta["name"]),
+        index=index,
+        born=born,
         ready=ready and phase == "Running",
         going="deletionTimestamp" in meta,
         failed=phase in {"Failed", "Succeeded"},
@@ -77,9 +81,11 @@ def secrets_missed(events: Iterable[Object]) -> frozenset[str]:
     return frozenset(name for event in events for name in SECRET.findall(str(event.get("message", ""))))
 
 
-def _index(name: str) -> int:
-    tail = name.rpartition("-")[2]
-    return int(tail) if tail.isdecimal() else -1
+def _born_as(name: str) -> tuple[str, int]:
+    """Role and index in the name of an engine's pod (`names.engine_pod`); empty and -1 in any other name."""
+    parts = name.rsplit("-", 3)
+    made = len(parts) == 4 and parts[1] in ROLES and parts[3].isdecimal()
+    return (parts[1], int(parts[3])) if made else ("", -1)
 
 
 def _containers(status: Object) -> list[Object]:

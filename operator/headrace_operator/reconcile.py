@@ -126,7 +126,8 @@ def _manifest_name(spec: InferenceDeploymentSpec | None) -> str | None:
 
 def _question(subject: Subject, plan: Plan) -> Canary:
     longest = subject.spec.engine.max_model_len
-    split = subject.spec.disaggregated
+    # Without a prefill engine, decode engines compute all prompts: nothing can be split then.
+    split = all(plan.sizes.get(role, 0) > 0 for role in ("prefill", "decode"))
     words = CANARY_WORDS if split else 1
     # A word of the prompt is about one token, and the chat template takes some.
     return Canary(plan.revision, subject.served_name, min(words, longest // 2) if longest else words, split)

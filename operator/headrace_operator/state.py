@@ -72,10 +72,12 @@ class Pod:
     name: str
     component: str
     role: str
-    """Empty for the head and the gateway."""
+    """Of an engine, as its label says now. Empty for the head and the gateway."""
     revision: str
     index: int = -1
-    """Number of an engine within its role and revision; -1 where the name has none."""
+    """Number of an engine among those made for its role in its revision; -1 where the name has none."""
+    born: str = ""
+    """Of an engine, the role it was made for, which its name and its contract keep. Empty: the one it has."""
     ready: bool = False
     going: bool = False
     """It has been told to end."""
@@ -92,6 +94,11 @@ class Pod:
     def live(self) -> bool:
         """Counts as one of its role: neither told to end nor dead."""
         return not (self.going or self.failed)
+
+    @property
+    def home(self) -> str:
+        """The role it was made for."""
+        return self.born or self.role
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,13 @@ class Slot:
 
     role: str
     index: int
+    born: str = ""
+    """The role in its name, where that is another."""
+
+    @property
+    def home(self) -> str:
+        """The role it was or is to be made for."""
+        return self.born or self.role
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ SET: dict[str, Any] = {
         {"name": "prefill", "engine": {"speculative": {"method": "MTP"}, "weightsOffload": {"cpu": "1Gi"}}},
         {"name": "decode", "scaling": {"max": 8}},
     ],
-    "disaggregation": {"roleChange": {"enabled": True}},
+    "disaggregation": {"roleChange": {"cooldown": "5s"}},
     "kvCache": {"host": {"size": "8Gi"}, "disk": {"size": "1Ti", "volume": {"hostPath": "/kv"}}},
     "slo": {"ttft": {"target": "500ms"}},
     "scaling": {

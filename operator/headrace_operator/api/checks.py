@@ -173,6 +173,34 @@ def split_context(spec: InferenceDeploymentSpec) -> Problems:
         yield Problem("spec.roles", f"parallelism.context is for prefill only: decode has {context}, set it to 1")
 
 
+def role_change(spec: InferenceDeploymentSpec) -> Problems:
+    change, path = spec.disaggregation.role_change, "spec.disaggregation.roleChange"
+    if not change.enabled or (split := _split(spec)) is None:
+        return
+    prefill, decode = split
+    bounds = ((prefill, "minPrefill", change.min_prefill), (decode, "minDecode", change.min_decode))
+    for role, field, fewest in bounds:
+        if role.replicas < fewest:
+            have = f"{role.name} has replicas {role.replicas}"
+            yield Problem(f"{path}.{field}", f"is {fewest}, but {have}: lower it, or add engines")
+    differ = [what for what, one, other in _sides(prefill, decode) if one != other]
+    if differ:
+        yield Problem(
+            f"{path}.enabled",
+            f"prefill and decode differ in {' and '.join(differ)}, so that no engine can take the other's place: "
+            "make them alike, or switch it off",
+        )
+
+
+def _sides(one: EffectiveRole, other: EffectiveRole) -> Iterator[tuple[str, Any, Any]]:
+    """All that an engine of a role is made from, of both roles."""
+    yield "engine", one.engine, other.engine
+    yield "parallelism", one.parallelism, other.parallelism
+    for name, field in type(one.role).model_fields.items():
+        if name not in {"name", "replicas", "scaling", "engine", "parallelism"}:
+            yield str(field.alias), getattr(one.role, name), getattr(other.role, name)
+
+
 def extra_args(spec: InferenceDeploymentSpec) -> Problems:
     for path, engine in _engines(spec):
         for option in engine.extra_args:

@@ -55,6 +55,8 @@ OWNED: Final[dict[str, str]] = {
     "headless": _OWNED,
     "api-server-count": _OWNED,
     "grpc": _OWNED,
+    "scheduler-cls": _OWNED,
+    "worker-extension-cls": _OWNED,
     "shutdown-timeout": "set spec.drain.timeout",
     "enable-log-requests": "prompts are never logged",
     "enable-log-outputs": "answers are never logged",

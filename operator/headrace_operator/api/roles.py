@@ -77,13 +77,14 @@ class RoleChange(Frozen):
     """Engines that change between prefill and decode without being started anew."""
 
     enabled: bool = False
-    """Let engines change their role as the load shifts."""
+    """Where one role has an engine too many and the other one too few, an engine changes its role: only routes change,
+    and what it computes goes on. Both roles must be alike but for `replicas`. Off: one is ended, another started."""
     min_prefill: int = Field(default=1, ge=0, le=1000)
-    """Fewest prefill engines."""
+    """Fewest prefill engines. With 0, decode engines may be left to compute all prompts themselves."""
     min_decode: int = Field(default=1, ge=0, le=1000)
     """Fewest decode engines."""
     cooldown: Duration = Duration("60s")
-    """Shortest time between two changes."""
+    """Shortest time between two changes that the operator decides on by itself."""
 
 
 class Disaggregation(Frozen):

@@ -222,6 +222,13 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-PYTHON_ONLY = (checks.split_options, checks.extra_args, checks.quantization, checks.templates, checks.env_names)
+PYTHON_ONLY = (
+    checks.split_options,
+    checks.role_change,
+    checks.extra_args,
+    checks.quantization,
+    checks.templates,
+    checks.env_names,
+)
 """What CEL cannot see: free-form objects, and tables of the engine that change with its version. That a name is given
 once is the schema's own rule for a list with keys."""

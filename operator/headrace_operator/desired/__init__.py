@@ -6,26 +6,21 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 """
 
 from headrace_operator import names
-from headrace_operator.api.effective import effective_roles
+from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.desired import engine, gateway, head
 from headrace_operator.state import Object, Observed, Plan, Subject
 
 
 def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
     """Everything that shall exist after this step and that the current spec describes."""
-    roles = {role.name: role for role in effective_roles(subject.spec)}
+    roles: dict[str, EffectiveRole] = {role.name: role for role in effective_roles(subject.spec)}
     return [
         head.contract_map(subject),
         head.service(subject),
         *(engine.contract_map(subject, role, plan.revision) for role in roles.values()),
         *gateway.objects(subject),
         *([head.pod(subject, plan)] if plan.head else []),
-        *(
-            engine.pod(subject, role, plan.revision, s.index)
-            for s in plan.slots
-            for role in roles.values()
-            if role.name == s.role
-        ),
+        *(engine.pod(subject, roles[slot.home], plan.revision, slot) for slot in plan.slots),
     ]
 
 
@@ -36,7 +31,7 @@ def kept(plan: Plan, observed: Observed) -> frozenset[tuple[str, str]]:
     contracts = {
         name
         for (kind, name), obj in observed.children.items()
-        if kind == "ConfigMap" and any(_labelled(obj, pod.role, pod.revision) for pod in engines)
+        if kind == "ConfigMap" and any(_labelled(obj, pod.home, pod.revision) for pod in engines)
     }
     return frozenset({*(("Pod", name) for name in plan.keep), *(("ConfigMap", name) for name in contracts)})
 

@@ -7,7 +7,7 @@ from headrace_operator.api.effective import EffectiveRole
 from headrace_operator.desired import contracts, pods
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.desired.overlay import lay_over
-from headrace_operator.state import Object, Subject
+from headrace_operator.state import Object, Slot, Subject
 from headrace_runtime import contract
 
 GRACE_SECONDS = 30
@@ -21,24 +21,26 @@ def contract_map(subject: Subject, role: EffectiveRole, revision: str) -> Object
         names.engine_contract(subject.name, role.name, revision),
         "engine",
         contracts.node(subject, role, revision),
-        _labels(role, revision),
+        {names.ROLE: role.name, names.REVISION: revision},
     )
 
 
-def pod(subject: Subject, role: EffectiveRole, revision: str, index: int) -> Object:
-    """One engine."""
-    labels = _labels(role, revision) | {names.KV_LAYOUT: contracts.kv_layout(subject, role)}
+def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Object:
+    """One engine, made for `role`; its label says the role it has now."""
+    labels = {
+        names.ROLE: slot.role,
+        names.REVISION: revision,
+        names.KV_LAYOUT: contracts.kv_layout(subject, role),
+    }
     generated = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": metadata(subject.ref, names.engine_pod(subject.name, role.name, revision, index), "engine", labels),
+        "metadata": metadata(
+            subject.ref, names.engine_pod(subject.name, role.name, revision, slot.index), "engine", labels
+        ),
         "spec": _spec(subject, role, revision),
     }
     return lay_over(generated, role.role.pod_template)
-
-
-def _labels(role: EffectiveRole, revision: str) -> dict[str, str]:
-    return {names.ROLE: role.name, names.REVISION: revision}
 
 
 def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:

@@ -1,12 +1,15 @@
 """What shall exist next: spec and observation in, one step out. Pure; called by reconcile and by the `plan` command.
 
-The step is derived from what is seen and never remembered. `rollout.py` does the arithmetic, this module puts pods'
-names to its counts.
+The step is derived from what is seen and never remembered. `roles.py` lets engines change their role where that saves
+ending some and starting others, `rollout.py` does the arithmetic, this module puts pods' names to its counts.
 """
+
+from collections.abc import Mapping
 
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.plan.revision import engine_revision, head_revision
+from headrace_operator.plan.roles import change_roles, labelled
 from headrace_operator.plan.rollout import Bounds, Count, Step, next_step
 from headrace_operator.state import Observed, Plan, Pod, Slot
 
@@ -18,17 +21,20 @@ def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
     """
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
-    roles = {**sizes, **{pod.role: 0 for pod in observed.engines() if pod.role not in sizes}}
+    engines = labelled(observed.engines(), sizes)
+    if spec.disaggregation.role_change.enabled:
+        engines = change_roles(engines, revision, sizes, _floors(spec, sizes))
+    by_role = {role: [p for p in engines if p.role == role] for role in [*sizes, *(p.role for p in engines)]}
     counts = {
-        role: _count(observed.engines(role), revision, size, leaving=role not in sizes) for role, size in roles.items()
+        role: _count(pods, revision, sizes.get(role, 0), leaving=role not in sizes) for role, pods in by_role.items()
     }
     steps = next_step(counts, Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable))
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
-        pods = observed.engines(role)
-        slots += _slots(role, [p for p in pods if p.revision == revision], step)
-        keep |= _kept([p for p in pods if p.revision != revision and p.live], step)
+        taken = {pod.index for pod in engines if pod.revision == revision and pod.home == role}
+        slots += _slots(role, [p for p in by_role[role] if p.revision == revision], taken, step)
+        keep |= _kept([p for p in by_role[role] if p.revision != revision and p.live], step)
     head = observed.head
     return Plan(
         revision=revision,
@@ -41,7 +47,14 @@ def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
     )
 
 
-def _count(pods: tuple[Pod, ...], revision: str, size: int, *, leaving: bool) -> Count:
+def _floors(spec: InferenceDeploymentSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Ready engines that a change of role leaves to each role at least."""
+    change, unavailable = spec.disaggregation.role_change, spec.rollout.max_unavailable
+    fewest = {"prefill": change.min_prefill, "decode": change.min_decode}
+    return {role: max(fewest.get(role, 0), size - unavailable) for role, size in sizes.items()}
+
+
+def _count(pods: list[Pod], revision: str, size: int, *, leaving: bool) -> Count:
     live = [pod for pod in pods if pod.live]
     new = [pod for pod in live if pod.revision == revision]
     old = [pod for pod in live if pod.revision != revision]
@@ -55,20 +68,19 @@ def _count(pods: tuple[Pod, ...], revision: str, size: int, *, leaving: bool) ->
     )
 
 
-def _slots(role: str, pods: list[Pod], step: Step) -> list[Slot]:
-    """The slots of the wanted revision after this step. Pods with the highest index go first.
+def _slots(role: str, pods: list[Pod], taken: set[int], step: Step) -> list[Slot]:
+    """The slots of one role in the wanted revision after this step. Pods with the highest index go first.
 
-    A new pod takes the lowest index that no pod has, dead and ending ones included: a pod on a node that is lost keeps
-    its name for as long as the node is away, and must not keep its successor waiting.
+    A new pod takes the lowest index that no pod made for the role has, dead and ending ones included (`taken`): a pod
+    on a node that is lost keeps its name for as long as the node is away, and must not keep its successor waiting.
     """
-    live = sorted((pod for pod in pods if pod.live), key=lambda pod: pod.index)
-    waiting = [pod.index for pod in live if not pod.ready]
-    ready = [pod.index for pod in live if pod.ready]
+    live = sorted((pod for pod in pods if pod.live), key=lambda pod: (pod.home != role, pod.index))
+    waiting = [pod for pod in live if not pod.ready]
+    ready = [pod for pod in live if pod.ready]
     stay = waiting[: len(waiting) - step.end_new_waiting] + ready[: len(ready) - step.end_new_ready]
-    taken = {pod.index for pod in pods}
     free = (index for index in range(len(taken) + step.create) if index not in taken)
-    created = [next(free) for _ in range(step.create)]
-    return [Slot(role, index) for index in sorted(stay + created)]
+    slots = [Slot(role, pod.index, pod.home if pod.home != role else "") for pod in stay]
+    return sorted([*slots, *(Slot(role, next(free)) for _ in range(step.create))], key=lambda s: (s.born, s.index))
 
 
 def _kept(old: list[Pod], step: Step) -> set[str]:
