@@ -1,4 +1,4 @@
-"""What the operator tells a runtime process: one JSON file, read once at start.
+"""What the operator tells a runtime process: one JSON file, read at start.
 
 The bridge between the two packages, and the only module of the runtime that the operator imports: standard library and
 pydantic only, no I/O. The operator writes a contract into a ConfigMap (`desired/contracts.py`); `__main__` reads it,
@@ -6,7 +6,7 @@ and each process (`node`, `head`, `gateway`) gets its own kind. Facts of one pod
 it: many pods share one contract, and `Place` carries those facts. An unknown field or version is an error, never
 skipped.
 
-A field whose docstring says *live* may change under a running process; all others need a new process.
+A gateway looks at its file again while it runs: the fields in `LIVE` change under it, all others need a new process.
 """
 
 from typing import Annotated, Final, Literal
@@ -36,6 +36,8 @@ MODEL_MOUNT = "/var/run/headrace/model"
 CONTRACT_MOUNT = "/etc/headrace"
 CONTRACT_FILE = "contract.json"
 RAY_TOKEN_FILE = "/etc/headrace-ray/token"  # noqa: S105 - a path, not a secret
+KEYS_MOUNT = "/etc/headrace-keys"
+"""Where the operator mounts the Secret with the API keys, read-only, in a gateway's container."""
 
 REPLAY_FIELD = "headrace_replay"
 """Member of a request's `vllm_xargs`: ids of the tokens that another engine delivered already. The engine takes them
@@ -224,6 +226,39 @@ class Resume(Frozen):
     but cannot be resumed."""
 
 
+class Limit(Frozen):
+    """What one gateway lets in. None: any number."""
+
+    max_concurrent: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+Priority = Literal["High", "Normal", "Low"]
+
+
+class KeyRule(Frozen):
+    """How requests with one API key are treated."""
+
+    priority: Priority = "Normal"
+    limits: Limit = Limit()
+
+
+class Admission(Frozen):
+    """Which requests are let in, and in which order (`gateway/gate.py`)."""
+
+    total: Limit = Limit()
+    """Of all requests together: those above it wait in the queue."""
+    each_key: KeyRule = KeyRule()
+    """Of a key that `keys` does not name."""
+    keys: dict[str, KeyRule] = {}
+    """By the key's name."""
+    queue_length: int = Field(default=256, ge=0)
+    """Requests that wait at a time, at most."""
+    queue_seconds: float = Field(default=30.0, gt=0)
+    """How long one waits, at most."""
+
+
 class GatewayContract(Frozen):
     """For `headrace_runtime gateway`: the only way in."""
 
@@ -249,9 +284,29 @@ class GatewayContract(Frozen):
     max_connections: int = 10_000
     access_log: bool = True
     """One JSON line per request on standard output: ids, engines, times, status; never a prompt."""
+    keys_folder: str | None = None
+    """Folder of the API keys, a file each (`gateway/keys.py`); its contents are live. None: no key is asked for."""
+    admission: Admission = Admission()
     drain_seconds: float = 60.0
     port: int = GATEWAY_PORT
     admin_port: int = GATEWAY_ADMIN_PORT
+
+
+LIVE: Final = frozenset({
+    "routing", "min_prompt_tokens", "on_transfer_failure", "prefill_seconds", "transfer_seconds", "max_retries",
+    "resume", "access_log", "admission",
+})  # fmt: skip
+"""Fields of `GatewayContract` that change under a running gateway, for requests that come after."""
+
+
+def live_update(running: GatewayContract, written: GatewayContract) -> GatewayContract:
+    """What a gateway goes on with, once the contract that it runs by was written anew."""
+    return running.model_copy(update={name: getattr(written, name) for name in LIVE})
+
+
+def without_live(contract: GatewayContract) -> GatewayContract:
+    """The part that needs a new process when it changes: live fields have their defaults."""
+    return contract.model_copy(update={name: GatewayContract.model_fields[name].get_default() for name in LIVE})
 
 
 Contract = Annotated[NodeContract | HeadContract | GatewayContract, Field(discriminator="kind")]
