@@ -14,6 +14,7 @@ from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 20.0
+RUNTIME = Path(__file__).parents[1] / "runtime"
 
 
 def free_port() -> int:
@@ -25,11 +26,10 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program in a session of its own while the block lasts; then end all of the session. Output goes to
-    `log`."""
+    `log`. The runtime's package can be imported in it, whichever Python it has."""
     with log.open("wb") as output:
-        program = subprocess.Popen(
-            argv, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True
-        )
+        env = {**os.environ, "PYTHONPATH": str(RUNTIME), **(env or {})}
+        program = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
             yield program
         finally:

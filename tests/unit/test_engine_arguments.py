@@ -32,6 +32,8 @@ def test_nothing_asked_for_adds_nothing_but_who_and_where() -> None:
         "--port",
         "--served-model-name",
         "--shutdown-timeout",
+        "--scheduler-cls",
+        "--worker-extension-cls",
         "--disable-uvicorn-access-log",
     ]
 

@@ -22,6 +22,8 @@ ZYGOTE = ("-m", "headrace_runtime.engine.zygote")
 SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
 """`vllm serve`, without the script of that name: its first line holds the path it was installed at."""
 CONNECTOR_MODULE = "headrace_runtime.engine.nixl"
+SCHEDULER = "headrace_runtime.engine.replay.scheduler"
+WORKER_EXTENSION = "headrace_runtime.engine.replay_worker.Extension"
 CPU_KV_CACHE_BYTES = 512 * 1024**2
 """vLLM would take 4 GiB or more. 23 000 tokens of a model of 135 M parameters."""
 
@@ -55,6 +57,8 @@ def command(contract: NodeContract, place: Place) -> Command:
         "port": place.engine_port,
         "served-model-name": contract.model.served_name,
         "shutdown-timeout": round(contract.drain_seconds),
+        "scheduler-cls": SCHEDULER,
+        "worker-extension-cls": WORKER_EXTENSION,
         **_model(contract),
         **_parallelism(engine.parallelism),
     }
