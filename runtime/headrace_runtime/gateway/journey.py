@@ -8,8 +8,9 @@ import asyncio
 import itertools
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import orjson
 from headrace_runtime.contract import Endpoint, GatewayContract
 from headrace_runtime.gateway import assemble, errors
 from headrace_runtime.gateway.errors import RequestError
-from headrace_runtime.gateway.fleet import Fleet
+from headrace_runtime.gateway.fleet import Fleet, Watch
 from headrace_runtime.gateway.request import Facts, decode_body, prefill_body
 from headrace_runtime.gateway.routing import Choice, Need, rank
 from headrace_runtime.gateway.telemetry import Record, Telemetry
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT_SECONDS = 1.0
+NOT_IMPLEMENTED = 501
+"""A 5xx that says nothing of the engine's health."""
 
 Transfer = dict[str, Any]
 Phase = Literal["prefill", "decode"]
@@ -96,7 +99,10 @@ class Journey:
                 except EngineError as error:
                     last = error
                     continue
-                yield first
+                if first.status == 200:
+                    self._means.fleet.gave_token(choice.decode)
+                with self._watched(choice.decode, first.exchange):
+                    yield first
                 return
         if last is None:
             raise errors.no_engine(self.facts.canary)
@@ -110,23 +116,52 @@ class Journey:
         ranked = rank(need, self._means.fleet.engines(), self._contract.routing, next(self._means.turn))
         return ranked[0] if ranked else None
 
+    def _link(self, choice: Choice) -> Endpoint | None:
+        """The prefill engine of the choice, unless blocks do not pass from it to the decode engine."""
+        if choice.prefill is None or self._contract.on_transfer_failure == "Fail" or self.facts.canary is not None:
+            return choice.prefill
+        if self._means.fleet.links.open(choice.prefill, choice.decode):
+            return choice.prefill
+        self._means.telemetry.fell_back("link")
+        return None
+
     async def _first_token(self, choice: Choice) -> First:
         """Ask the chosen engines. Raises EngineError (try again) or RequestError (give up)."""
-        transfer = await self._prefill(choice.prefill) if choice.prefill is not None else None
-        self.record.prefill = choice.prefill.name if choice.prefill is not None and transfer is not None else ""
-        self.record.decode, self.record.revision = choice.decode.name, choice.decode.revision
-        if transfer is None:
-            return await self._ask(choice.decode, self.facts.body, self.facts.stream)
-        body = decode_body(self.facts, transfer)
+        prefill = self._link(choice)
+        if prefill is None:
+            return await self._computed(choice.decode)
         try:
-            first = await self._ask(choice.decode, body, streamed=True, seconds=self._contract.transfer_seconds)
+            transfer = await self._prefill(prefill)
+            if transfer is None:
+                return await self._computed(choice.decode)
+            self.record.prefill = prefill.name
+            return await self._transferred(prefill, choice.decode, transfer)
+        finally:
+            self._means.fleet.links.ended(prefill, choice.decode)
+
+    async def _computed(self, engine: Endpoint) -> First:
+        """The decode engine computes the prompt itself."""
+        self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
+        return await self._ask(engine, self.facts.body, self.facts.stream)
+
+    async def _transferred(self, prefill: Endpoint, engine: Endpoint, transfer: Transfer) -> First:
+        """The decode engine fetches the prompt's KV blocks from `prefill`."""
+        self.record.decode, self.record.revision = engine.name, engine.revision
+        links, body = self._means.fleet.links, decode_body(self.facts, transfer)
+        seconds = links.deadline(prefill, engine, self.facts.prompt_tokens, self._contract.transfer_seconds)
+        began = time.monotonic()
+        try:
+            first = await self._ask(engine, body, streamed=True, seconds=seconds)
         except EngineError as error:
+            if error.cause == "timeout":
+                links.failed(prefill, engine)
             if error.cause != "connect":  # else the parameters were not used: a new pair may be tried
                 self._means.telemetry.transferred("given_up")
                 self._compute_again("decode", error.cause)
             raise
+        links.passed(prefill, engine, time.monotonic() - began)
         self._means.telemetry.transferred("completed")
-        return first if self.facts.stream else await self._collect(choice.decode, first)
+        return first if self.facts.stream else await self._collect(engine, first)
 
     async def _prefill(self, engine: Endpoint) -> Transfer | None:
         """Have the prompt computed; gives the transfer parameters, or None where decode is to compute it (scenario B).
@@ -153,6 +188,7 @@ class Journey:
             # Refused (4xx), which decode will say too and in the client's own terms; or nothing to hand over.
             self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
             return None
+        self._means.fleet.gave_token(engine)
         return transfer
 
     def _another_prefill(self) -> bool:
@@ -184,12 +220,12 @@ class Journey:
         """Remember for the next try, and tell, that this engine failed."""
         self._means.telemetry.retried(phase, failure.cause)
         log.info("request %s: %s at %s: %s", self.record.request_id, phase, engine.name, failure)
-        if failure.cause == "connect":
-            self._means.fleet.refused(engine)
         if failure.cause == "timeout" and phase == "decode":
             self._avoid |= {engine.name}
-        else:
-            self._tried |= {engine.name}
+            return
+        self._tried |= {engine.name}
+        if failure.status != NOT_IMPLEMENTED:
+            self._means.fleet.failed(engine, failure.cause)
 
     async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
         """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
@@ -231,14 +267,18 @@ class Journey:
 
     @contextmanager
     def _guarded(self, engine: Endpoint, exchange: Exchange) -> Iterator[None]:
-        """Close the exchange when this ends badly; end it when the engine falls silent."""
-        silent = EngineError("silent", f"{engine.name} answers no health checks")
+        """Close the exchange when this ends badly; end it when the engine goes or hangs."""
         try:
-            with self._means.fleet.waiting(engine, lambda: exchange.fail(silent)):
+            with self._watched(engine, exchange):
                 yield
         except BaseException:
             exchange.abort()
             raise
+
+    def _watched(self, engine: Endpoint, exchange: Exchange) -> AbstractContextManager[None]:
+        silent = EngineError("silent", f"{engine.name} is gone, or owed an answer and sent nothing")
+        watch = Watch(exchange, lambda: exchange.fail(silent), self.facts.prompt_tokens, exchange.beats)
+        return self._means.fleet.watching(engine, watch)
 
 
 def _whole(exchange: Exchange, status: int, payload: bytes, cause: Cause = "status") -> First:

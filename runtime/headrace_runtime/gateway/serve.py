@@ -26,7 +26,7 @@ from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.discovery import publish_fixed, watch_pods_in_cluster
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
-from headrace_runtime.gateway.health import watch_health
+from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
 from headrace_runtime.gateway.request import CHAT, COMPLETIONS
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
@@ -61,7 +61,7 @@ class Gateway:
     def __init__(self, contract: GatewayContract, host: str = "127.0.0.1") -> None:
         self._contract = contract
         self._host = host
-        self.fleet = Fleet()
+        self.fleet = Fleet(contract.silence_seconds)
         self.registry = CollectorRegistry()
         self.port = self.admin_port = 0
         self._pool = Pool()
@@ -84,7 +84,7 @@ class Gateway:
             self.admin_port = admin.addresses[0][1]
             self.port = await self._server.listen(self._host, self._contract.port)
             self._start(self._discover())
-            self._start(watch_health(self.fleet, self._pool))
+            self._start(Warden(self.fleet, self._pool, self._contract.served_name).watch())
             yield
             cut = await self._server.drain(self._contract.drain_seconds)
             if cut:
@@ -161,7 +161,8 @@ class Gateway:
             {
                 **slot.endpoint.model_dump(by_alias=True),
                 "healthy": slot.healthy,
-                "failures": slot.failures,
+                "quarantine": {"state": slot.breaker.state, "reason": slot.breaker.reason},
+                "silentSeconds": round(slot.silent, 2),
                 "load": slot.load,
             }
             for slot in self.fleet.slots()
