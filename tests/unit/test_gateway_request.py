@@ -232,7 +232,7 @@ def test_a_continuation_is_the_clients_request_and_the_tokens_it_has() -> None:
         "return_token_ids": True,
         "vllm_xargs": {"mine": 1, "headrace_replay": [7, 8]},
     }
-    assert (going_on.stream, going_on.prompt_tokens, going_on.splittable) == (True, 12, False)
+    assert (going_on.stream, going_on.prompt_tokens, going_on.splittable) == (True, 12, True)
 
 
 def test_a_continuation_without_tokens_replays_none_and_is_streamed() -> None:

@@ -40,8 +40,9 @@ def events(stream: bytes) -> Iterator[bytes]:
                 yield data
 
 
-def one_answer(path: str, stream: bytes) -> bytes:
-    """The chat completion or completion whose chunks `stream` holds. Raises ValueError where it is not whole."""
+def one_answer(path: str, stream: bytes, token_ids: bool = True) -> bytes:
+    """The chat completion or completion whose chunks `stream` holds; without the ids of its tokens where nobody asked
+    for them. Raises ValueError where it is not whole."""
     chunks = [orjson.loads(data) for data in events(stream)]
     if not chunks or not stream.rstrip().endswith(_DONE):
         raise ValueError("the stream has no end")
@@ -54,6 +55,8 @@ def one_answer(path: str, stream: bytes) -> bytes:
             _merge(choice, piece)
         _merge(answer, {key: value for key, value in chunk.items() if key != "usage"})
         answer["usage"] = chunk.get("usage") or answer.get("usage")
+    if not token_ids:
+        choice.pop("token_ids", None)
     if path == CHAT:
         message = {"role": "assistant", "content": None, **choice.pop("delta", {})}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": None, **choice}

@@ -24,9 +24,11 @@ Document = Mapping[str, Any]
 
 # What the prefill engine returns is read for its transfer parameters alone. Of the client's fields these would make the
 # copy invalid beside `max_tokens: 1` and `stream: false` (stream_options, min_tokens), cost something for nothing
-# (logprobs), or end the answer by another cause than its length (stop), after which not every connector of vLLM hands
-# its KV blocks over.
-_NOT_FOR_PREFILL = frozenset({"stream_options", "min_tokens", "logprobs", "top_logprobs", "stop", "stop_token_ids"})
+# (logprobs, token ids), or end the answer by another cause than its length (stop), after which not every connector of
+# vLLM hands its KV blocks over.
+_NOT_FOR_PREFILL = frozenset(
+    {"stream_options", "min_tokens", "logprobs", "top_logprobs", "return_token_ids", "stop", "stop_token_ids"}
+)
 _ASK_FOR_TRANSFER = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -129,7 +131,6 @@ def continuation(facts: Facts, token_ids: Sequence[int]) -> Facts:
         document=document,
         stream=True,
         prompt_tokens=facts.prompt_tokens + len(token_ids),
-        splittable=False,
     )
 
 
