@@ -3,9 +3,13 @@
 Pure. An engine's own errors are passed on as they came; these are for what never reached an engine, or never came back.
 """
 
+import math
+from collections.abc import Sequence
+
 import orjson
 
 from headrace_runtime.contract import RoleName
+from headrace_runtime.gateway.gate import Cause, Refusal
 
 RETRY_AFTER_SECONDS = 1
 
@@ -21,9 +25,13 @@ class RequestError(Exception):
         self.retry = retry
         """Whether the same request may well succeed a moment later: the answer then carries `Retry-After`."""
 
+    @property
+    def kind(self) -> str:
+        """The `type` of OpenAI's error object."""
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
     def body(self) -> bytes:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
 
     def event(self) -> bytes:
@@ -35,6 +43,54 @@ class RequestError(Exception):
         if self.retry:
             found.append(("retry-after", str(RETRY_AFTER_SECONDS)))
         return found
+
+
+_REFUSALS: dict[Cause, tuple[int, str, str]] = {
+    "key_requests": (429, "requests", "This key may send {limit} requests per minute."),
+    "key_tokens": (429, "tokens", "This key may use {limit} tokens per minute."),
+    "key_concurrency": (429, "requests", "This key may have {limit} requests under way, and more are waiting."),
+    "too_many_tokens": (429, "tokens", "The request alone is more than the {limit} tokens that a minute allows."),
+    "queue_full": (503, "server_error", "The deployment is at its limit, and {limit} requests are waiting already."),
+    "queue_wait": (503, "server_error", "The deployment is at its limit, and the request has waited its time."),
+    "leaving": (503, "server_error", "This gateway is about to end: another one answers."),
+}
+"""HTTP status, OpenAI's `type`, and the message."""
+
+
+class NotAdmittedError(RequestError):
+    """A request that was not let in, with the time of a better try and OpenAI's `x-ratelimit-` headers."""
+
+    def __init__(self, refusal: Refusal, limits: Sequence[tuple[str, str]] = ()) -> None:
+        status, self._kind, message = _REFUSALS[refusal.cause]
+        code = "rate_limit_exceeded" if status == 429 else "overloaded"
+        super().__init__(status, message.format(limit=refusal.limit), code)
+        self.cause = refusal.cause
+        self._seconds = refusal.seconds
+        self._limits = limits
+
+    @property
+    def kind(self) -> str:
+        return self._kind
+
+    def headers(self) -> list[tuple[str, str]]:
+        # OpenAI's own clients try again after any 429, unless they are told so.
+        again = ("x-should-retry", "false") if self._seconds is None else ("retry-after", _whole(self._seconds))
+        return [*super().headers(), again, *self._limits]
+
+
+def _whole(seconds: float) -> str:
+    return str(max(1, math.ceil(seconds)))
+
+
+class NoKeyError(RequestError):
+    """The caller did not say who it is, or is nobody known."""
+
+    def __init__(self, given: bool) -> None:
+        message = "This API key is not known." if given else "An API key is needed: send `Authorization: Bearer KEY`."
+        super().__init__(401, message, "invalid_api_key")
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("www-authenticate", "Bearer")]
 
 
 def malformed(message: str, param: str | None = None) -> RequestError:

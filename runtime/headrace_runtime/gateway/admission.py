@@ -1,0 +1,168 @@
+"""The way in: who asks (API key), and whether and when the request may go to an engine.
+
+Puts a clock, a timer and waiting tasks around the pure `gate.py`. `flow.py` asks `caller` before it reads a request,
+and holds `admitted` around everything that an engine does for it. The gateway's own canary (`canary.py`) comes in with
+a key that only this process knows, and counts against no limit: a deployment at its limit still shows that it works.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace_runtime.gateway import keys
+from headrace_runtime.gateway.errors import NoKeyError, NotAdmittedError
+from headrace_runtime.gateway.gate import NO_KEY, Gate, State, Ticket
+from headrace_runtime.gateway.rates import Bucket
+from headrace_runtime.gateway.reload import Live
+
+BEARER = "bearer "
+
+
+class Observer(Protocol):
+    """Where this is counted: `telemetry.py`."""
+
+    def not_admitted(self, cause: str) -> None: ...
+    def queued(self, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `key` is the key's name; empty where no keys are asked for."""
+
+    key: str
+    exempt: bool = False
+    """The gateway itself: no limit holds."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """For one admitted request."""
+
+    queued_seconds: float = 0.0
+    limits: tuple[tuple[str, str], ...] = ()
+    """OpenAI's `x-ratelimit-` headers, where there are limits."""
+    tokens: int | None = None
+    """Prompt and answer together: to be set once they are known, for the budgets of the minute."""
+
+
+class Admission:
+    """Made inside the event loop that it is used in."""
+
+    def __init__(self, live: Live, observer: Observer) -> None:
+        self.own_key = secrets.token_hex(32)
+        self._own_digest = keys.digest(self.own_key)
+        self._live = live
+        self._observer = observer
+        self._gate = Gate(live.contract.admission, time.monotonic())
+        self._waiters: dict[Ticket, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._gate.line)
+
+    @property
+    def running(self) -> int:
+        return self._gate.running
+
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Raises NoKeyError (401)."""
+        said = headers.get("authorization")
+        key = said[len(BEARER) :].strip() if said and said[: len(BEARER)].lower() == BEARER else ""
+        digest = keys.digest(key) if key else b""
+        if digest == self._own_digest:
+            return Caller("headrace", exempt=True)
+        if self._live.contract.keys_folder is None:
+            return Caller(NO_KEY)
+        name = self._live.keys.get(digest)
+        if name is None:
+            self._observer.not_admitted("unknown_key" if said else "no_key")
+            raise NoKeyError(given=bool(said))
+        return Caller(name)
+
+    @asynccontextmanager
+    async def admitted(self, caller: Caller, prompt_tokens: int) -> AsyncIterator[Pass]:
+        """Wait for a turn, and hold a place while the block runs. Raises NotAdmittedError (429, 503)."""
+        if caller.exempt:
+            yield Pass()
+            return
+        ticket = self._gate.arrive(caller.key, prompt_tokens, time.monotonic())
+        granted = Pass()
+        try:
+            if ticket.state is State.WAITING:
+                await self._turn(ticket)
+            if ticket.refusal is not None:
+                self._observer.not_admitted(ticket.refusal.cause)
+                raise NotAdmittedError(ticket.refusal, self._limits(ticket))
+            granted.queued_seconds = ticket.began - ticket.arrived
+            granted.limits = self._limits(ticket)
+            self._observer.queued(granted.queued_seconds)
+            yield granted
+        finally:
+            self._gate.leave(ticket, time.monotonic(), granted.tokens)
+            self._settle()
+
+    def reload(self) -> None:
+        """The contract or the keys are others."""
+        self._gate.change(self._live.contract.admission, time.monotonic())
+        if self._live.contract.keys_folder is not None:
+            self._gate.forget_all_but(set(self._live.keys.values()))
+        self._settle()
+
+    def turn_away(self) -> None:
+        """Refuse all who wait and all who come."""
+        self._gate.turn_away(time.monotonic())
+        self._settle()
+
+    async def _turn(self, ticket: Ticket) -> None:
+        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+        self._settle()
+        try:
+            await waiter
+        finally:
+            del self._waiters[ticket]
+
+    def _settle(self) -> None:
+        """After every call of the gate: wake whose state has changed, and look again when time alone changes one."""
+        for ticket in self._gate.changed():
+            waiter = self._waiters.get(ticket)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if len(self._gate.line) and (due := self._gate.due(time.monotonic())) is not None:
+            self._timer = asyncio.get_running_loop().call_later(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._gate.tick(time.monotonic())
+        self._settle()
+
+    def _limits(self, ticket: Ticket) -> tuple[tuple[str, str], ...]:
+        requests, tokens = self._gate.budgets(ticket)
+        now = time.monotonic()
+        return (*_budget("requests", requests, now), *_budget("tokens", tokens, now))
+
+
+def _budget(what: str, bucket: Bucket | None, now: float) -> tuple[tuple[str, str], ...]:
+    """One budget as OpenAI tells it: the limit, what is left, and how long until all of it is there again."""
+    if bucket is None:
+        return ()
+    return (
+        (f"x-ratelimit-limit-{what}", str(bucket.capacity)),
+        (f"x-ratelimit-remaining-{what}", str(max(0, int(bucket.level(now))))),
+        (f"x-ratelimit-reset-{what}", duration(bucket.wait(bucket.capacity, now))),
+    )
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `6.5s`, `1m30s`."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"
