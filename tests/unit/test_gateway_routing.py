@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_runtime.contract import Endpoint, RoleName
-from headrace_runtime.gateway.routing import Choice, Engine, Need, Policy, rank
+from headrace_runtime.gateway.routing import Choice, Engine, Need, Policy, Prompt, explain, rank
 
 
 def engine(name: str, role: RoleName = "decode", revision: str = "a", load: int = 0, **fields: object) -> Engine:
@@ -40,8 +40,16 @@ needs_strategy = st.builds(
     canary=st.sampled_from([None, "a", "b"]),
     tried=st.frozensets(st.sampled_from([f"e{index}" for index in range(12)]), max_size=3),
     avoid=st.frozensets(st.sampled_from([f"e{index}" for index in range(12)]), max_size=3),
+    prompt=st.none()
+    | st.builds(
+        Prompt,
+        tokens=st.integers(0, 500),
+        held=st.dictionaries(st.sampled_from([f"e{index}" for index in range(12)]), st.floats(0, 500)),
+        waiting=st.dictionaries(st.sampled_from([f"e{index}" for index in range(12)]), st.floats(0, 500)),
+        short=st.integers(0, 100),
+    ),
 )
-policies = st.sampled_from(["LeastLoaded", "RoundRobin"])
+policies = st.sampled_from(["PrefixAware", "LeastLoaded", "RoundRobin"])
 
 
 def test_no_engine_gives_no_choice() -> None:
@@ -161,3 +169,77 @@ def test_equally_loaded_engines_take_turns() -> None:
         ("d2", None),
         ("d3", None),
     }
+
+
+# PrefixAware
+
+
+def prompt(tokens: int = 1000, **fields: object) -> Prompt:
+    return Prompt(tokens, **fields)  # type: ignore[arg-type]
+
+
+def aware(
+    given_prompt: Prompt, engines: list[Engine], split: bool = False, turn: int = 0
+) -> list[tuple[str, str | None]]:
+    return names(rank(Need(split=split, prompt=given_prompt), engines, "PrefixAware", turn))
+
+
+def test_the_engine_that_holds_the_prompt_comes_first() -> None:
+    assert aware(prompt(held={"b": 800}), [engine("a"), engine("b")])[0][0] == "b"
+
+
+def test_a_long_queue_outweighs_what_is_held() -> None:
+    engines = [engine("a"), engine("b")]
+    assert aware(prompt(held={"b": 800}, waiting={"b": 700}), engines)[0][0] == "b"
+    assert aware(prompt(held={"b": 800}, waiting={"b": 900}), engines)[0][0] == "a"
+
+
+def test_answers_under_way_weigh_a_little() -> None:
+    engines = [engine("a"), engine("b")]
+    assert aware(prompt(writing={"a": 1000}), engines)[0][0] == "b"
+    assert aware(prompt(writing={"a": 1000}, held={"a": 100}), engines)[0][0] == "a"
+
+
+def test_equals_take_turns_whatever_the_policy() -> None:
+    engines = [engine("a"), engine("b"), engine("c")]
+    assert [aware(prompt(), engines, turn=turn)[0][0] for turn in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_prefix_aware_without_a_prompt_is_least_loaded() -> None:
+    assert rank(Need(), [engine("a", load=2), engine("b")], "PrefixAware")[0].decode.name == "b"
+
+
+def test_the_prefill_engine_is_chosen_by_what_it_holds() -> None:
+    engines = [engine("p", "prefill"), engine("q", "prefill"), engine("d")]
+    assert aware(prompt(held={"q": 600}), engines, split=True) == [("d", "q")]
+
+
+def test_a_decode_engine_that_holds_nearly_all_needs_no_prefill_engine() -> None:
+    engines = [engine("p", "prefill"), engine("d"), engine("e")]
+    assert aware(prompt(held={"d": 950}, short=64), engines, split=True) == [("d", None), ("e", "p")]
+    assert aware(prompt(held={"d": 900}, short=64), engines, split=True) == [("d", "p"), ("e", "p")]
+    assert aware(prompt(held={"d": 950}, waiting={"d": 5000}, short=64), engines, split=True)[0] == ("e", "p")
+
+
+def test_a_complete_pair_comes_before_an_engine_without_a_partner_whatever_it_costs() -> None:
+    engines = [engine("p", "prefill", "a"), engine("d", revision="a"), engine("e", revision="b")]
+    assert aware(prompt(held={"e": 500}, waiting={"d": 9000, "p": 9000}), engines, split=True)[0] == ("d", "p")
+
+
+def test_explains_a_choice_in_names_and_numbers() -> None:
+    engines = [engine("a", load=1), engine("b"), engine("p", "prefill")]
+    need = Need(split=True, prompt=prompt(held={"a": 500.0}, waiting={"b": 70.0}))
+    said = explain(need, engines, rank(need, engines, "PrefixAware"), "PrefixAware")
+    assert said == (
+        "PrefixAware chose a (holds 500 of 1000 prompt tokens; 0 tokens wait there, 0 are in answers) among 2, "
+        "prefill on p (holds 0 of 1000 prompt tokens; 0 tokens wait there, 0 are in answers), "
+        "next best b (holds 0 of 1000 prompt tokens; 70 tokens wait there, 0 are in answers)"
+    )
+    assert said.isascii()
+
+
+def test_explains_least_loaded_by_requests_and_the_lack_of_engines() -> None:
+    engines = [engine("a", load=1)]
+    said = explain(Need(), engines, rank(Need(), engines), "LeastLoaded")
+    assert said == "LeastLoaded chose a (1 requests in flight) among 1"
+    assert explain(Need(), engines, (), "LeastLoaded") == "LeastLoaded: none of 1 engines may serve this request"

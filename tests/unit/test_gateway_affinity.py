@@ -1,0 +1,67 @@
+"""What PrefixAware routing knows of requests under way."""
+
+import orjson
+import pytest
+
+from headrace_runtime.gateway.affinity import Affinity
+from headrace_runtime.gateway.prefix import HOPE_SECONDS, Stored
+from headrace_runtime.gateway.request import COMPLETIONS, Facts, parse
+
+BLOCK = 16
+
+
+def facts(prompt: object) -> Facts:
+    return parse(COMPLETIONS, orjson.dumps({"model": "m", "prompt": prompt}), "m")
+
+
+@pytest.fixture
+def affinity() -> Affinity:
+    made = Affinity(clock=lambda: 0.0)
+    for engine in ("a", "b"):
+        made.index.join(engine)
+        made.index.heard(engine, 0.0)
+    made.index.store("a", Stored([1, 2], None, list(range(32)), BLOCK))
+    return made
+
+
+def test_an_idle_gateway_has_nothing_under_way(affinity: Affinity) -> None:
+    asked = affinity.prompt(affinity.read(facts([7] * 64)))
+    assert (asked.tokens, asked.held, asked.waiting, asked.writing) == (64, {}, {}, {})
+
+
+def test_a_request_waits_with_what_is_not_held_then_writes_and_then_is_gone(affinity: Affinity) -> None:
+    reading = affinity.read(facts(list(range(48))))
+    assert affinity.prompt(reading).held == {"a": 32}
+    with affinity.placed(reading, "a") as placed:
+        assert (affinity.waiting, affinity.writing) == ({"a": 16}, {})
+        placed.computed()
+        placed.computed()
+        assert (affinity.waiting, affinity.writing) == ({}, {"a": 48})
+    assert (affinity.waiting, affinity.writing) == ({}, {})
+
+
+def test_a_request_that_fails_before_its_first_token_waits_no_longer(affinity: Affinity) -> None:
+    with pytest.raises(ValueError, match="lost"), affinity.placed(affinity.read(facts([7] * 64)), "b"):
+        raise ValueError("lost")
+    assert (affinity.waiting, affinity.writing) == ({}, {})
+
+
+def test_equal_prompts_of_a_burst_meet_where_the_first_was_sent(affinity: Affinity) -> None:
+    reading = affinity.read(facts([7] * 64))
+    with affinity.placed(reading, "b"):
+        assert affinity.prompt(reading).held == {"b": 64}
+
+
+def test_learnt_text_is_found_where_its_blocks_are() -> None:
+    now = 0.0
+    affinity = Affinity(clock=lambda: now)
+    affinity.index.join("a")
+    affinity.index.heard("a", 0.0)
+    ids = list(range(500, 600))
+    affinity.index.store("a", Stored(list(range(6)), None, ids[:96], BLOCK))
+    asked = facts("once upon a time " * 30)
+    assert affinity.prompt(affinity.read(asked)).held == {}
+    affinity.learn(asked, ids)
+    assert affinity.prompt(affinity.read(asked)).held == {"a": 96}
+    now = 2 * HOPE_SECONDS
+    assert affinity.prompt(affinity.read(asked)).held == {"a": 96}

@@ -1,0 +1,240 @@
+"""The index of who holds which beginning of a prompt."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace_runtime.gateway.prefix import HOPE_SECONDS, ROOT, PrefixIndex, Stored, Tier, keys_of
+from headrace_runtime.gateway.prompts import exact
+
+BLOCK = 4
+
+
+def tokens(*blocks: int) -> list[int]:
+    """Each block is its number, four times."""
+    return [number for number in blocks for _ in range(BLOCK)]
+
+
+def index(*engines: str) -> PrefixIndex:
+    made = PrefixIndex()
+    for engine in engines:
+        made.join(engine)
+        made.heard(engine, 0.0)
+    return made
+
+
+def stored(*blocks: int, after: Sequence[int] = (), tier: Tier = "device") -> Stored:
+    """Named by what they hold and what comes before, as vLLM's hashes are."""
+    names = [hash((*after, *blocks[: place + 1])) for place in range(len(blocks))]
+    parent = hash(tuple(after)) if after else None
+    return Stored(names, parent, tokens(*blocks), BLOCK, tier)
+
+
+def path(*blocks: int) -> list[tuple[int, int]]:
+    return list(exact(tokens(*blocks), BLOCK))
+
+
+def test_knows_nothing_of_a_prompt_that_no_engine_holds() -> None:
+    assert index("a").held(path(1, 2), 0.0) == {}
+    assert index("a").held([], 0.0) == {}
+
+
+def test_counts_the_tokens_that_each_engine_holds_from_the_beginning() -> None:
+    made = index("a", "b", "c")
+    made.store("a", stored(1, 2, 3))
+    made.store("b", stored(1, 2))
+    made.store("c", stored(2, 3))
+    assert made.held(path(1, 2, 3, 4), 0.0) == {"a": 12, "b": 8}
+
+
+def test_a_block_stored_later_follows_on_its_parent() -> None:
+    made = index("a")
+    made.store("a", stored(1, 2))
+    made.store("a", stored(3, after=(1, 2)))
+    assert made.held(path(1, 2, 3), 0.0) == {"a": 12}
+
+
+def test_blocks_after_an_unknown_parent_are_left_out_and_removing_them_changes_nothing() -> None:
+    made = index("a")
+    made.store("a", stored(3, after=(1, 2)))
+    made.remove("a", stored(3, after=(1, 2)).names)
+    assert len(made) == 0
+
+
+def test_a_removed_block_ends_what_an_engine_holds() -> None:
+    made = index("a", "b")
+    for engine in ("a", "b"):
+        made.store(engine, stored(1, 2, 3))
+    made.remove("a", [stored(1, 2, 3).names[1]])
+    assert made.held(path(1, 2, 3), 0.0) == {"a": 4, "b": 12}
+
+
+def test_a_cleared_engine_holds_nothing_and_others_keep_what_they_have() -> None:
+    made = index("a", "b")
+    for engine in ("a", "b"):
+        made.store(engine, stored(1, 2))
+    made.clear("a")
+    assert made.held(path(1, 2), 0.0) == {"b": 8}
+
+
+def test_an_engine_that_leaves_gives_its_number_to_one_that_holds_nothing() -> None:
+    made = index("a", "b")
+    made.store("a", stored(1, 2))
+    made.hope("a", path(5), 0.0, exact=True)
+    made.leave("a")
+    made.join("c")
+    made.heard("c", 0.0)
+    assert made.held(path(1, 2), 0.0) == {}
+    assert made.held(path(5), 0.0) == {}
+    assert len(made) == 0
+
+
+def test_host_and_disk_save_less_than_the_device() -> None:
+    made = index("a", "b")
+    made.store("a", stored(1))
+    made.store("a", stored(1, 2, tier="host"))
+    made.store("a", stored(1, 2, 3, 4, tier="disk"))
+    made.store("b", stored(1, 2, 3))
+    assert made.held(path(1, 2, 3, 4), 0.0) == {"a": pytest.approx(4 + 0.8 * 4 + 0.5 * 8), "b": 12}
+
+
+def test_a_block_that_leaves_the_device_is_still_known_on_the_host() -> None:
+    made = index("a")
+    made.store("a", stored(1, 2))
+    made.store("a", stored(1, 2, tier="host"))
+    made.remove("a", stored(1, 2).names)
+    assert made.held(path(1, 2), 0.0) == {"a": pytest.approx(0.8 * 8)}
+    made.remove("a", stored(1, 2).names, "host")
+    assert made.held(path(1, 2), 0.0) == {}
+
+
+def test_what_tells_blocks_of_equal_tokens_apart_keeps_them_apart() -> None:
+    made = index("a")
+    made.store("a", Stored([7], None, tokens(1), BLOCK, extra=[("adapter",)]))
+    assert made.held(path(1), 0.0) == {}
+
+
+# Hopes
+
+
+def test_a_prompt_just_sent_is_hoped_to_be_held_until_its_time_is_over() -> None:
+    made = index("a", "b")
+    made.hope("a", path(1, 2), 0.0, exact=True)
+    assert made.held(path(1, 2, 3), HOPE_SECONDS / 2) == {"a": 8}
+    assert made.resident(path(1, 2, 3), "a") == 0
+    assert made.held(path(1, 2, 3), HOPE_SECONDS) == {}
+
+
+def test_events_make_a_hope_true() -> None:
+    made = index("a")
+    made.hope("a", path(1, 2), 0.0, exact=True)
+    made.store("a", stored(1, 2))
+    made.heard("a", 1.0)
+    assert made.held(path(1, 2), 2 * HOPE_SECONDS) == {"a": 8}
+    assert made.resident(path(1, 2), "a") == 8
+
+
+def test_an_engine_that_says_nothing_of_what_it_was_sent_is_late_until_it_speaks() -> None:
+    made = index("a", "b")
+    made.store("a", stored(1))
+    made.hope("a", path(1, 2), 1.0, exact=True)
+    assert made.held(path(1), 1.0 + HOPE_SECONDS) == {}
+    assert not made.timely("a")
+    made.heard("a", 20.0)
+    assert made.held(path(1), 20.0) == {"a": 4}
+
+
+def test_a_prompt_that_was_cached_already_makes_nobody_late() -> None:
+    made = index("a")
+    made.store("a", stored(1, 2))
+    made.hope("a", path(1, 2), 1.0, exact=True)
+    made.held([], 1.0 + HOPE_SECONDS)
+    assert made.timely("a")
+
+
+def test_text_that_no_event_can_confirm_makes_nobody_late() -> None:
+    made = index("a")
+    made.hope("a", path(1, 2), 1.0, exact=False)
+    made.held([], 1.0 + HOPE_SECONDS)
+    assert made.timely("a")
+
+
+def test_nothing_is_hoped_of_a_late_engine() -> None:
+    made = PrefixIndex()
+    made.join("a")
+    made.hope("a", path(1), 0.0, exact=True)
+    made.hope("unknown", path(1), 0.0, exact=True)
+    made.heard("a", 0.0)
+    assert made.held(path(1), 0.0) == {}
+
+
+def test_lost_events_leave_an_engine_with_nothing() -> None:
+    made = index("a")
+    made.store("a", stored(1))
+    made.lost("a")
+    assert made.held(path(1), 0.0) == {}
+    made.heard("a", 1.0)
+    assert made.held(path(1), 1.0) == {}
+
+
+def test_remembers_no_more_blocks_of_an_engine_than_it_may() -> None:
+    made = PrefixIndex(blocks_per_engine=2)
+    made.join("a")
+    made.heard("a", 0.0)
+    made.store("a", stored(1, 2, 3))
+    assert made.held(path(1, 2, 3), 0.0) == {"a": 8}
+    made.remove("a", [stored(1, 2, 3).names[1]])
+    made.store("a", stored(5, after=(1,)))
+    assert made.held(path(1, 5), 0.0) == {"a": 8}
+
+
+def test_keys_of_a_longer_prompt_begin_with_those_of_its_beginning() -> None:
+    assert keys_of(tokens(1, 2), BLOCK) == keys_of(tokens(1, 2, 3), BLOCK)[:2]
+    assert keys_of(tokens(2), BLOCK, parent=keys_of(tokens(1), BLOCK)[0]) == keys_of(tokens(1, 2), BLOCK)[1:]
+    assert keys_of([1, 2], BLOCK, ROOT) == []
+
+
+# Against the plain way: every engine a set of what it holds
+
+
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["store", "remove", "clear", "leave"]),
+        st.sampled_from(["a", "b", "c"]),
+        st.lists(st.integers(0, 2), min_size=1, max_size=4),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None)
+@given(changes, st.lists(st.integers(0, 2), max_size=5))
+def test_says_what_a_set_per_engine_would_say(made: list[tuple[str, str, list[int]]], asked: list[int]) -> None:
+    found = index("a", "b", "c")
+    plain: dict[str, set[tuple[int, ...]]] = {"a": set(), "b": set(), "c": set()}
+    for what, engine, blocks in made:
+        beginnings = [tuple(blocks[: size + 1]) for size in range(len(blocks))]
+        if what == "store":
+            found.store(engine, stored(*blocks))
+            plain[engine] |= set(beginnings)
+        elif what == "remove":
+            found.remove(engine, [stored(*blocks).names[-1]])
+            plain[engine].discard(beginnings[-1])
+        else:
+            found.clear(engine) if what == "clear" else found.leave(engine)
+            found.join(engine)
+            found.heard(engine, 0.0)
+            plain[engine].clear()
+    expected = {}
+    for engine, holds in plain.items():
+        depth = 0
+        while depth < len(asked) and tuple(asked[: depth + 1]) in holds:
+            depth += 1
+        if depth:
+            expected[engine] = depth * BLOCK
+    assert found.held(path(*asked), 0.0) == expected
+    for engine in plain:
+        found.leave(engine)
+    assert len(found) == 0
