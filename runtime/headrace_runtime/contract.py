@@ -276,7 +276,11 @@ class GatewayContract(Frozen):
     """A prefill that has not answered by then is given up."""
     transfer_seconds: float = 5.0
     """A decode answer that is to start from transferred KV and has sent no token by then is asked again elsewhere,
-    without the transfer: a cut link gives no error for minutes."""
+    without the transfer: a cut link gives no error for minutes. At the most: where transfers are usually quick, so is
+    this (`gateway/patience.py`)."""
+    silence_seconds: float = 3.0
+    """An engine that owes answers and sends nothing for so long is taken for hung. At the least: long prompts, and
+    silences that it ended itself, give it longer (`gateway/patience.py`)."""
     max_retries: int = 3
     """Other engines tried before the first token."""
     resume: Resume | None = Resume()
