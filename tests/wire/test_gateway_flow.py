@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 import pytest
 
-from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract
+from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract, Resume
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.gateway import assemble
 from headrace_runtime.gateway.serve import Gateway
@@ -256,13 +256,17 @@ async def test_a_broken_stream_ends_with_an_error_event_and_never_as_if_complete
         assert w.metric("headrace_gateway_requests_total", route="/v1/completions", code="200", outcome="broken") == 1
 
 
-async def test_an_answer_in_one_piece_is_asked_again_when_it_breaks() -> None:
-    async with world("prefill-0", "decode-0", "decode-1") as w:
+@pytest.mark.parametrize("resume", [None, Resume()], ids=["asked again", "resumed"])
+async def test_an_answer_in_one_piece_is_whole_when_it_breaks(resume: Resume | None) -> None:
+    async with world("prefill-0", "decode-0", "decode-1", resume=resume) as w:
         w.engines["decode-0"].become(fault="cut", at=2)
         for _ in range(3):
             got = await w.ask(stream=False)
             assert (got.status, got.text, got.headers["x-headrace-decode"]) == (200, TEXT, "decode-1")
-        assert 1 <= w.metric("headrace_gateway_retries_total", phase="decode", cause="reset") <= 3
+            assert "token_ids" not in orjson.loads(got.body)["choices"][0]
+        resumed = w.metric("headrace_gateway_resumes_total", result="resumed")
+        assert 1 <= w.metric("headrace_gateway_retries_total", phase="decode", cause="reset") + resumed <= 3
+        assert bool(resumed) == (resume is not None)
 
 
 # Scenario B: prefill fails

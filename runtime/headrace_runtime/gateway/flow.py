@@ -1,7 +1,7 @@
 """A request's way through the gateway: parse → journey (which engines, prefill, first token) → delivery (the rest).
 
 Before the first token everything can be tried again on another engine: `journey.py`. After it the bytes have gone to
-the client: `delivery.py`. Scenarios, referred to in both:
+the client, and another engine goes on from there: `delivery.py`. Scenarios, referred to in both:
 
  A. The engine refuses the connection, resets it, answers 5xx, or sends an error event as its first inside HTTP 200
     (vLLM's way to refuse admission): another engine is asked.
@@ -10,6 +10,8 @@ the client: `delivery.py`. Scenarios, referred to in both:
  C. The decode engine was handed transfer parameters and fails, or sends no token in time (a cut link gives no error for
     minutes): asked again elsewhere, without a transfer. Parameters are used once: the blocks behind them may be gone.
  D. The client goes away: the handler is cancelled, and the engine's connection closed, which frees its slot.
+ E. The engine is lost in the midst of a stream (its connection ends, an error event inside HTTP 200, silence): another
+    replays what was delivered and goes on, several times if need be.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.journey import Journey, Means, served_by
+from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.request import parse
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
@@ -39,6 +42,7 @@ class Flow:
     pool: Pool
     telemetry: Telemetry
     turn: "itertools.count[int]" = field(default_factory=itertools.count)
+    kept: Allowance = field(default_factory=Allowance)
 
     async def __call__(self, request: Request, answer: Answer) -> None:
         record = Record(answer.request_id, request.path, time.monotonic())
@@ -46,7 +50,7 @@ class Flow:
         try:
             facts = parse(request.path, request.body, self.contract.served_name, request.headers.get(CANARY_HEADER))
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
-            means = Means(self.contract, self.fleet, self.pool, self.telemetry, self.turn)
+            means = Means(self.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept)
             await deliver(Journey(means, facts, record), answer)
         except RequestError as error:
             record.outcome = "refused" if error.status < 500 else "failed"

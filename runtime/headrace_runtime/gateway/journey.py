@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import orjson
 
-from headrace_runtime.contract import Endpoint, GatewayContract
+from headrace_runtime.contract import Endpoint, GatewayContract, Resume
 from headrace_runtime.gateway import assemble, errors
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet, Watch
-from headrace_runtime.gateway.request import Facts, decode_body, prefill_body
+from headrace_runtime.gateway.kept import Allowance
+from headrace_runtime.gateway.request import Facts, body_with_token_ids, decode_body, prefill_body
 from headrace_runtime.gateway.routing import Choice, Need, rank
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Cause, EngineError, Exchange, Pool
@@ -55,6 +56,7 @@ class Means:
     pool: Pool
     telemetry: Telemetry
     turn: "itertools.count[int]"
+    kept: Allowance
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,24 @@ class First:
 class Journey:
     """One request under way: what was tried, and whether it may still be split."""
 
-    def __init__(self, means: Means, facts: Facts, record: Record) -> None:
+    def __init__(self, means: Means, facts: Facts, record: Record, tried: frozenset[str] = frozenset()) -> None:
         self.facts = facts
         self.record = record
-        self._means = means
+        self.means = means
+        self.resume: Resume | None = means.contract.resume if facts.resumable else None
+        """How the answer goes on when its engine is lost; None where it does not."""
         self._contract = means.contract
+        self._decode: Endpoint | None = None
         long_enough = facts.prompt_tokens >= means.contract.min_prompt_tokens or facts.canary is not None
         self._split = facts.splittable and long_enough
-        self._tried: frozenset[str] = frozenset()
+        self._tried = tried
         self._avoid: frozenset[str] = frozenset()
         self._prefills_failed = 0
+
+    def lost(self, failure: EngineError) -> None:
+        """The engine that wrote the answer failed after its first token."""
+        if self._decode is not None:
+            self.means.fleet.failed(self._decode, failure.cause)
 
     @asynccontextmanager
     async def first_token(self) -> AsyncIterator[First]:
@@ -88,19 +98,20 @@ class Journey:
         last: EngineError | None = None
         for attempt in range(self._contract.max_retries + 1):
             if attempt:
-                await asyncio.sleep(_backoff(attempt))
+                await asyncio.sleep(backoff(attempt))
             choice = self._choose()
             if choice is None:
                 break
             self.record.tries += 1
-            with self._means.fleet.using(choice.decode):
+            self._decode = choice.decode
+            with self.means.fleet.using(choice.decode):
                 try:
                     first = await self._first_token(choice)
                 except EngineError as error:
                     last = error
                     continue
                 if first.status == 200:
-                    self._means.fleet.gave_token(choice.decode)
+                    self.means.fleet.gave_token(choice.decode)
                 with self._watched(choice.decode, first.exchange):
                     yield first
                 return
@@ -113,16 +124,16 @@ class Journey:
 
     def _choose(self) -> Choice | None:
         need = Need(self._split, self.facts.canary, self._tried, self._avoid)
-        ranked = rank(need, self._means.fleet.engines(), self._contract.routing, next(self._means.turn))
+        ranked = rank(need, self.means.fleet.engines(), self._contract.routing, next(self.means.turn))
         return ranked[0] if ranked else None
 
     def _link(self, choice: Choice) -> Endpoint | None:
         """The prefill engine of the choice, unless blocks do not pass from it to the decode engine."""
         if choice.prefill is None or self._contract.on_transfer_failure == "Fail" or self.facts.canary is not None:
             return choice.prefill
-        if self._means.fleet.links.open(choice.prefill, choice.decode):
+        if self.means.fleet.links.open(choice.prefill, choice.decode):
             return choice.prefill
-        self._means.telemetry.fell_back("link")
+        self.means.telemetry.fell_back("link")
         return None
 
     async def _first_token(self, choice: Choice) -> First:
@@ -137,17 +148,18 @@ class Journey:
             self.record.prefill = prefill.name
             return await self._transferred(prefill, choice.decode, transfer)
         finally:
-            self._means.fleet.links.ended(prefill, choice.decode)
+            self.means.fleet.links.ended(prefill, choice.decode)
 
     async def _computed(self, engine: Endpoint) -> First:
         """The decode engine computes the prompt itself."""
         self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
-        return await self._ask(engine, self.facts.body, self.facts.stream)
+        body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
+        return await self._ask(engine, body, self.facts.stream)
 
     async def _transferred(self, prefill: Endpoint, engine: Endpoint, transfer: Transfer) -> First:
         """The decode engine fetches the prompt's KV blocks from `prefill`."""
         self.record.decode, self.record.revision = engine.name, engine.revision
-        links, body = self._means.fleet.links, decode_body(self.facts, transfer)
+        links, body = self.means.fleet.links, decode_body(self.facts, transfer, token_ids=self.resume is not None)
         seconds = links.deadline(prefill, engine, self.facts.prompt_tokens, self._contract.transfer_seconds)
         began = time.monotonic()
         try:
@@ -156,12 +168,12 @@ class Journey:
             if error.cause == "timeout":
                 links.failed(prefill, engine)
             if error.cause != "connect":  # else the parameters were not used: a new pair may be tried
-                self._means.telemetry.transferred("given_up")
+                self.means.telemetry.transferred("given_up")
                 self._compute_again("decode", error.cause)
             raise
         links.passed(prefill, engine, time.monotonic() - began)
-        self._means.telemetry.transferred("completed")
-        return first if self.facts.stream else await self._collect(engine, first)
+        self.means.telemetry.transferred("completed")
+        return first if self.facts.stream or self.resume is not None else await self._collect(engine, first)
 
     async def _prefill(self, engine: Endpoint) -> Transfer | None:
         """Have the prompt computed; gives the transfer parameters, or None where decode is to compute it (scenario B).
@@ -169,7 +181,7 @@ class Journey:
         One engine that fails at once is replaced by another, by raising EngineError; after that no more time is lost.
         """
         try:
-            with self._means.fleet.using(engine):
+            with self.means.fleet.using(engine):
                 first = await self._ask(
                     engine,
                     prefill_body(self.facts),
@@ -188,7 +200,7 @@ class Journey:
             # Refused (4xx), which decode will say too and in the client's own terms; or nothing to hand over.
             self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
             return None
-        self._means.fleet.gave_token(engine)
+        self.means.fleet.gave_token(engine)
         return transfer
 
     def _another_prefill(self) -> bool:
@@ -199,7 +211,7 @@ class Journey:
         """From here on the decode engine computes the prompt, or the request fails, as the deployment wants it."""
         if self._contract.on_transfer_failure == "Fail" and cause != "refused":
             raise errors.transfer_failed(phase, cause)
-        self._means.telemetry.fell_back(f"{phase}_{cause}")
+        self.means.telemetry.fell_back(f"{phase}_{cause}")
         self._split = False
 
     async def _ask(
@@ -218,18 +230,18 @@ class Journey:
 
     def _note(self, failure: EngineError, engine: Endpoint, phase: Phase) -> None:
         """Remember for the next try, and tell, that this engine failed."""
-        self._means.telemetry.retried(phase, failure.cause)
+        self.means.telemetry.retried(phase, failure.cause)
         log.info("request %s: %s at %s: %s", self.record.request_id, phase, engine.name, failure)
         if failure.cause == "timeout" and phase == "decode":
             self._avoid |= {engine.name}
             return
         self._tried |= {engine.name}
         if failure.status != NOT_IMPLEMENTED:
-            self._means.fleet.failed(engine, failure.cause)
+            self.means.fleet.failed(engine, failure.cause)
 
     async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
         """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
-        pool, path, request_id = self._means.pool, self.facts.path, self.record.request_id
+        pool, path, request_id = self.means.pool, self.facts.path, self.record.request_id
         exchange = await pool.post(engine.url, path, body, request_id)
         try:
             return await self._begin(engine, exchange, streamed)
@@ -278,7 +290,7 @@ class Journey:
     def _watched(self, engine: Endpoint, exchange: Exchange) -> AbstractContextManager[None]:
         silent = EngineError("silent", f"{engine.name} is gone, or owed an answer and sent nothing")
         watch = Watch(exchange, lambda: exchange.fail(silent), self.facts.prompt_tokens, exchange.beats)
-        return self._means.fleet.watching(engine, watch)
+        return self.means.fleet.watching(engine, watch)
 
 
 def _whole(exchange: Exchange, status: int, payload: bytes, cause: Cause = "status") -> First:
@@ -304,7 +316,7 @@ def served_by(record: Record) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def _backoff(attempt: int) -> float:
+def backoff(attempt: int) -> float:
     """Seconds before try `attempt` (from 1): doubled up to a limit, and spread so that many do not come at once."""
     limit = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), BACKOFF_LIMIT_SECONDS)
     return random.uniform(limit / 2, limit)  # noqa: S311

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from headrace_runtime.gateway.fleet import Fleet
@@ -21,6 +21,15 @@ Outcome = Literal["answered", "refused", "failed", "broken", "left"]
 broken: lost after the first token · left: the client went away."""
 
 TransferResult = Literal["completed", "given_up"]
+
+ResumeResult = Literal[
+    "resumed", "completed", "lost_again", "mismatch", "refused", "no_engine", "not_resumable", "too_long", "too_often",
+]  # fmt: skip
+"""What became of an answer whose engine was lost after the first token. resumed: another engine went on · completed:
+only the end was missing, and no engine needed · lost_again: the next engine was lost before it said anything new ·
+the others end the answer with an error. mismatch: the next engine said something else · refused: it answered 4xx ·
+no_engine: none came in time · not_resumable: several sequences, or resume is off · too_long: no memory was left to keep
+it · too_often: more losses than allowed."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -38,6 +47,8 @@ class Record:
     prefill: str = ""
     decode: str = ""
     tries: int = 0
+    resumed: int = 0
+    """How often another engine went on with the answer."""
     first_token: float | None = None
     status: int = 0
     outcome: Outcome = "failed"
@@ -86,6 +97,13 @@ class Telemetry:
             registry=registry,
         )
 
+        self._resumes = Counter(
+            "headrace_gateway_resumes",
+            "Answers whose engine was lost after the first token, by what became of them",
+            ["result"],
+            registry=registry,
+        )
+
     def retried(self, phase: str, cause: str) -> None:
         self._retries.labels(phase, cause).inc()
 
@@ -94,6 +112,9 @@ class Telemetry:
 
     def transferred(self, result: TransferResult) -> None:
         self._transfers.labels(result).inc()
+
+    def resumed(self, result: ResumeResult) -> None:
+        self._resumes.labels(result).inc()
 
     def finished(self, record: Record, now: float) -> None:
         self._requests.labels(record.path, str(record.status), record.outcome).inc()
@@ -106,21 +127,39 @@ class Telemetry:
 
 
 class FleetCollector(Collector):
-    """Engines by role and state, read when scraped."""
+    """Engines, each and counted, read when scraped. An engine that is gone has no series any more."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
     def collect(self) -> list[Metric]:
         engines = GaugeMetricFamily("headrace_gateway_engines", "Engines by role and state", labels=["role", "state"])
+        states = GaugeMetricFamily(
+            "headrace_gateway_engine_state",
+            "1 for the state of the engine's quarantine: closed takes requests, open takes none, half_open is probed",
+            labels=["engine", "role", "state"],
+        )
+        silences = GaugeMetricFamily(
+            "headrace_gateway_engine_silent_seconds",
+            "For how long the engine has owed answers and sent nothing",
+            labels=["engine", "role"],
+        )
+        quarantines = CounterMetricFamily(
+            "headrace_gateway_quarantines", "Engines put in quarantine, by reason", labels=["reason"]
+        )
         counts: dict[tuple[str, str], int] = {}
         for slot in self._fleet.slots():
             endpoint = slot.endpoint
             state = "draining" if endpoint.draining else "routable" if slot.routable else "out"
             counts[endpoint.role, state] = counts.get((endpoint.role, state), 0) + 1
+            for one in ("closed", "open", "half_open"):
+                states.add_metric([endpoint.name, endpoint.role, one], slot.breaker.state == one)
+            silences.add_metric([endpoint.name, endpoint.role], slot.silent)
         for labels, count in counts.items():
             engines.add_metric(list(labels), count)
-        return [engines]
+        for reason, times in self._fleet.quarantined.items():
+            quarantines.add_metric([reason], times)
+        return [engines, states, silences, quarantines]
 
 
 def standard_output() -> BinaryIO:
@@ -140,6 +179,7 @@ def _line(record: Record, now: float) -> bytes:
         "prefill": record.prefill,
         "decode": record.decode,
         "tries": record.tries,
+        "resumed": record.resumed,
         "ttft_ms": None if first is None else round((first - record.began) * 1e3, 1),
         "duration_ms": round((now - record.began) * 1e3, 1),
     }
