@@ -64,7 +64,7 @@ class Warden:
                 self._new.clear()
                 now = time.monotonic()
                 # A process that was itself kept from running has heard nobody: that time says nothing of the engines.
-                self._fleet.tick(min(now - last, 2 * self._timing.tick))
+                self._fleet.tick(min(now - last, self._timing.tick))
                 last = now
                 self._keep(group, self._attended, self._fleet.slots(), self._attend)
                 self._keep(group, self._asked, self._fleet.suspects(), self._ask)
