@@ -1,0 +1,100 @@
+"""What was measured, as JSON: docs/recovery.json, one record per scenario, the newest run of each."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from chaos.run import Outcome
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FILE = REPOSITORY / "docs" / "recovery.json"
+
+
+class Record(BaseModel):
+    """One scenario's outcome. Seconds, one per strike; None: it did not come to that."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scenario: str
+    title: str
+    how: str
+    world: Literal["processes", "cluster"]
+    engines: Literal["simulated", "vllm"]
+    client_retries: int
+    seed: int
+    commit: str
+    """Of the code that ran."""
+    cpus: int
+    kernel: str
+    requests: int
+    struck: int
+    lost: int
+    cut: int
+    duplicated: int
+    mismatched: int
+    statuses: dict[int, int]
+    detect: list[float | None]
+    recover: list[float]
+    whole: list[float | None]
+    longest_silence: float
+    broken: list[str]
+    """Expectations that did not hold."""
+    caught: dict[str, str]
+    """Of each planted arm, what was found."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.broken and all(self.caught.values())
+
+
+def record(outcome: Outcome) -> Record:
+    scenario, verdict = outcome.scenario, outcome.verdict
+    return Record(
+        scenario=scenario.name,
+        title=scenario.title,
+        how=scenario.how,
+        world=scenario.world,
+        engines=scenario.deployment.engines,
+        client_retries=scenario.load.retries,
+        seed=outcome.seed,
+        commit=_commit(),
+        cpus=os.cpu_count() or 0,
+        kernel=platform.release(),
+        requests=verdict.requests,
+        struck=verdict.struck,
+        lost=verdict.lost,
+        cut=verdict.cut,
+        duplicated=verdict.duplicated,
+        mismatched=verdict.mismatched,
+        statuses=verdict.statuses,
+        detect=[None if one is None else round(one, 2) for one in verdict.detect],
+        recover=[round(one, 2) for one in verdict.recover],
+        whole=[None if one is None else round(one, 2) for one in verdict.whole],
+        longest_silence=round(verdict.longest_silence, 2),
+        broken=outcome.broken,
+        caught=outcome.caught,
+    )
+
+
+def read(file: Path = FILE) -> list[Record]:
+    """In the order of the scenarios' names. Empty where there is no file."""
+    return [Record.model_validate(one) for one in json.loads(file.read_text())] if file.exists() else []
+
+
+def add(file: Path, outcome: Outcome) -> None:
+    """The scenario's earlier record, if any, is replaced."""
+    records = {one.scenario: one for one in read(file)} | {outcome.scenario.name: record(outcome)}
+    lines = [records[name].model_dump_json() for name in sorted(records)]
+    file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def _commit() -> str:
+    """Short, with a + where files differ from it; empty outside a repository."""
+    words = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
