@@ -5,10 +5,23 @@ import time
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.node.output import ERROR
-from headrace_runtime.node.readiness import Client, Health, Intervals, Load, parse_load, watch
+from headrace_runtime.node.readiness import (
+    KV_USED,
+    RUNNING,
+    WAITING,
+    Client,
+    Health,
+    Intervals,
+    Load,
+    parse_load,
+    watch,
+    watch_quiet,
+)
 
 QUICK = Intervals(starting=0.02, health=0.02, health_timeout=0.2, token_timeout=0.1, progress=0.05)
 
@@ -20,6 +33,31 @@ def test_requests_are_those_running_and_waiting() -> None:
         "# TYPE vllm:iteration_tokens_total histogram\nvllm:iteration_tokens_total_sum 10.0\n"
     )
     assert parse_load(text) == Load(requests=5.0, progress=50.0)
+
+
+async def test_while_draining_blocks_that_are_still_to_be_fetched_count_like_a_request() -> None:
+    metrics = {RUNNING: 1, WAITING: 0, KV_USED: 0.2}
+
+    async def tell(request: web.Request) -> web.Response:
+        return web.Response(text="".join(f"{name} {value}\n" for name, value in metrics.items()))
+
+    app, health = web.Application(), Health()
+    app.router.add_get("/metrics", tell)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        load = await (client := Client(session, str(server.make_url("")).rstrip("/"), "m")).load(5.0)
+        assert load == Load(requests=1.0, progress=0.0, kv_used=0.2)
+        watching = asyncio.create_task(watch_quiet(client, health, Intervals(draining=0.01), time.monotonic))
+        async with asyncio.timeout(10):
+            for still in ({RUNNING: 0}, {RUNNING: 0, WAITING: 1, KV_USED: 0.0}):
+                metrics.update(still)
+                began = time.monotonic()
+                while time.monotonic() - began < 0.1:
+                    await asyncio.sleep(0.01)
+                    assert health.quiet_since is None
+            metrics.update({WAITING: 0})
+            while health.quiet_since is None:
+                await asyncio.sleep(0.01)
+        watching.cancel()
 
 
 @pytest.mark.parametrize("text", ["", "python_info 1.0\n"])

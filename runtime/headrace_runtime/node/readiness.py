@@ -16,6 +16,7 @@ UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 PROMPT = "ready"
 
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+KV_USED = "vllm:kv_cache_usage_perc"
 PROGRESS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_sum")
 
 
@@ -40,6 +41,7 @@ class Health:
     progressed_at: float = 0.0
     """When it was last known to generate, or not to have been asked to."""
     quiet_since: float | None = None
+    """While draining: since when it has had no request, nor KV blocks that a decode engine may still fetch."""
     error: str = ""
 
 
@@ -51,6 +53,10 @@ class Load:
     """Running and waiting."""
     progress: float
     """A sum of counters that any computed token moves."""
+    kv_used: float = 0.0
+    """Share of the KV blocks that may not be given away. Without a request they are those of prompts handed over, which
+    the decode engine has not fetched yet; blocks that only might serve another prompt do not count. 0 again at the
+    latest when the lease of the last one ends (vLLM's `kv_lease_duration`, 30 s)."""
 
 
 class Client:
@@ -90,7 +96,7 @@ class Client:
 
 def parse_load(text: str) -> Load | None:
     """From the Prometheus text of vLLM; None if it does not count its requests. ValueError if it is no such text."""
-    sums = dict.fromkeys((RUNNING, WAITING, *PROGRESS), 0.0)
+    sums = dict.fromkeys((RUNNING, WAITING, KV_USED, *PROGRESS), 0.0)
     seen = set()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -99,7 +105,8 @@ def parse_load(text: str) -> Load | None:
                 seen.add(sample.name)
     if RUNNING not in seen:
         return None
-    return Load(requests=sums[RUNNING] + sums[WAITING], progress=sum(sums[name] for name in PROGRESS))
+    progress = sum(sums[name] for name in PROGRESS)
+    return Load(requests=sums[RUNNING] + sums[WAITING], progress=progress, kv_used=sums[KV_USED])
 
 
 async def watch(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
@@ -134,10 +141,10 @@ async def _watch_progress(client: Client, health: Health, intervals: Intervals, 
 
 
 async def watch_quiet(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
-    """While draining, in place of `watch`: measure since when the engine has had no request, until cancelled."""
+    """While draining, in place of `watch`: measure since when nobody needs the engine any more, until cancelled."""
     while True:
         load = await client.load(intervals.health_timeout)
-        if load is None or load.requests > 0:
+        if load is None or load.requests > 0 or load.kv_used > 0:
             health.quiet_since = None
         elif health.quiet_since is None:
             health.quiet_since = now()
