@@ -107,8 +107,10 @@ def gateway(file: Path, **place: Any) -> None:
     """The only way in: OpenAI HTTP for clients, prefill and decode behind it."""
     contract = read(file, contracts.GatewayContract)
     from headrace_runtime.gateway import serve  # noqa: PLC0415
+    from headrace_runtime.gateway.reload import ContractFile  # noqa: PLC0415
 
-    serve.main(contract, Place(**place))
+    source = ContractFile(file, lambda file: contracts.GatewayContract.model_validate(parse(file)))
+    serve.main(contract, Place(**place), source)
 
 
 @main.command()
@@ -140,21 +142,24 @@ def read(file: Path, kind: type[ContractT]) -> ContractT:
     except ValidationError as error:
         problems = [f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
         raise click.UsageError("\n".join([f"{file} is no {kind.__name__}:", *problems])) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def parse(file: Path) -> Any:
+    """Raises ValueError for a file that is neither JSON nor YAML."""
     text = file.read_text()
     if file.suffix == ".json":
         try:
             return json.loads(text)
         except ValueError as error:
-            raise click.UsageError(f"{file} is not JSON: {error}") from error
+            raise ValueError(f"{file} is not JSON: {error}") from error
     import yaml  # noqa: PLC0415 - an agent in a pod reads JSON
 
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise click.UsageError(f"{file} is not YAML: {error}") from error
+        raise ValueError(f"{file} is not YAML: {error}") from error
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Caller:
 
 
 @dataclass(slots=True)
-class Pass:
+class Place:
     """For one admitted request."""
 
     queued_seconds: float = 0.0
@@ -85,25 +85,23 @@ class Admission:
         return Caller(name)
 
     @asynccontextmanager
-    async def admitted(self, caller: Caller, prompt_tokens: int) -> AsyncIterator[Pass]:
+    async def admitted(self, caller: Caller, prompt_tokens: int) -> AsyncIterator[Place]:
         """Wait for a turn, and hold a place while the block runs. Raises NotAdmittedError (429, 503)."""
         if caller.exempt:
-            yield Pass()
+            yield Place()
             return
         ticket = self._gate.arrive(caller.key, prompt_tokens, time.monotonic())
-        granted = Pass()
+        place = Place()
         try:
             if ticket.state is State.WAITING:
                 await self._turn(ticket)
             if ticket.refusal is not None:
                 self._observer.not_admitted(ticket.refusal.cause)
                 raise NotAdmittedError(ticket.refusal, self._limits(ticket))
-            granted.queued_seconds = ticket.began - ticket.arrived
-            granted.limits = self._limits(ticket)
-            self._observer.queued(granted.queued_seconds)
-            yield granted
+            place.queued_seconds, place.limits = ticket.began - ticket.arrived, self._limits(ticket)
+            yield place
         finally:
-            self._gate.leave(ticket, time.monotonic(), granted.tokens)
+            self._gate.leave(ticket, time.monotonic(), place.tokens)
             self._settle()
 
     def reload(self) -> None:
@@ -125,6 +123,7 @@ class Admission:
             await waiter
         finally:
             del self._waiters[ticket]
+            self._observer.queued(time.monotonic() - ticket.arrived)
 
     def _settle(self) -> None:
         """After every call of the gate: wake whose state has changed, and look again when time alone changes one."""

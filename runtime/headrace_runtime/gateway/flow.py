@@ -1,4 +1,4 @@
-"""A request's way through the gateway: parse → journey (which engines, prefill, first token) → delivery (the rest).
+"""A request's way through the gateway: who asks → parse → a place → journey (up to the first token) → delivery.
 
 Before the first token everything can be tried again on another engine: `journey.py`. After it the bytes have gone to
 the client, and another engine goes on from there: `delivery.py`. Scenarios, referred to in both:
@@ -19,13 +19,14 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
-from headrace_runtime.contract import GatewayContract
+from headrace_runtime.gateway.admission import Admission
 from headrace_runtime.gateway.delivery import deliver
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.journey import Journey, Means, served_by
 from headrace_runtime.gateway.kept import Allowance
+from headrace_runtime.gateway.reload import Live
 from headrace_runtime.gateway.request import parse
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
@@ -37,7 +38,8 @@ CANARY_HEADER = "x-headrace-canary"
 class Flow:
     """Handler of `/v1/chat/completions` and `/v1/completions`."""
 
-    contract: GatewayContract
+    live: Live
+    admission: Admission
     fleet: Fleet
     pool: Pool
     telemetry: Telemetry
@@ -48,10 +50,15 @@ class Flow:
         record = Record(answer.request_id, request.path, time.monotonic())
         self.telemetry.in_flight.inc()
         try:
-            facts = parse(request.path, request.body, self.contract.served_name, request.headers.get(CANARY_HEADER))
+            caller = self.admission.caller(request.headers)
+            record.key = caller.key
+            served_name, canary = self.live.contract.served_name, request.headers.get(CANARY_HEADER)
+            facts = parse(request.path, request.body, served_name, canary)
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
-            means = Means(self.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept)
-            await deliver(Journey(means, facts, record), answer)
+            async with self.admission.admitted(caller, facts.prompt_tokens) as place:
+                record.queued, answer.also = place.queued_seconds, place.limits
+                means = Means(self.live.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept)
+                await deliver(Journey(means, facts, record), answer)
         except RequestError as error:
             record.outcome = "refused" if error.status < 500 else "failed"
             answer.send_error(error, served_by(record))

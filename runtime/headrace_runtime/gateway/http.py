@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, cast
@@ -63,13 +63,15 @@ class Source(Protocol):
 class Answer:
     """The answer to one request: either `send` once, or `start`, any number of `write`, `finish`."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "request_id", "source", "status")
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "also", "finished", "request_id", "source", "status")
 
     def __init__(self, connection: "ClientConnection", request: Request) -> None:
         self.request_id = _request_id(request.headers.get("x-request-id"))
         self.status = 0
         """0 until the head is written."""
         self.finished = False
+        self.also: Sequence[tuple[str, str]] = ()
+        """Headers of this answer, whatever it will be."""
         self.source: Source | None = None
         self._connection = connection
         self._keep_alive = request.keep_alive
@@ -119,7 +121,7 @@ class Answer:
         keep = self._keep_alive and not self._connection.closing
         self._keep_alive = keep
         lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", f"x-request-id: {self.request_id}"]
-        lines += [f"{name}: {value}" for name, value in headers]
+        lines += [f"{name}: {value}" for name, value in (*headers, *self.also)]
         lines.append(f"connection: {'keep-alive' if keep else 'close'}\r\n\r\n")
         return "\r\n".join(lines).encode("latin-1")
 

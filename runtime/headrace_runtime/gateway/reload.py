@@ -8,6 +8,7 @@ few system calls, since the kubelet changes all its files at once, by the link `
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +24,16 @@ LOOK_SECONDS = 1.0
 
 What = Literal["contract", "keys"]
 Result = Literal["changed", "refused"]
-Read = Callable[[], GatewayContract]
-"""The contract as it is written now. Raises OSError or ValueError."""
 Changed = Callable[[What, Result], None]
 """Told after each look that found something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContractFile:
+    """Where the contract is written. `read` raises OSError or ValueError."""
+
+    file: Path
+    read: Callable[[Path], GatewayContract]
 
 
 class Live:
@@ -38,12 +45,11 @@ class Live:
 
 
 class Reloader:
-    """Looks, reads, and tells `changed`. `file` None: the contract is in no file."""
+    """Looks, reads, and tells `changed`. `source` None: the contract is in no file."""
 
-    def __init__(self, live: Live, file: Path | None, read: Read, changed: Changed) -> None:
+    def __init__(self, live: Live, source: ContractFile | None, changed: Changed) -> None:
         self._live = live
-        self._file = file
-        self._read = read
+        self._source = source
         self._changed = changed
         folder = live.contract.keys_folder
         self._folder = Path(folder) if folder is not None else None
@@ -59,7 +65,7 @@ class Reloader:
 
     def look(self) -> None:
         """Read what has changed since the last look."""
-        if self._file is not None and (mark := _mark(self._file)) != self._contract_mark:
+        if self._source is not None and (mark := _mark(self._source.file)) != self._contract_mark:
             self._contract_mark = mark
             self._try("contract", self._read_contract)
         if self._folder is not None and (mark := _mark(self._folder)) != self._keys_mark:
@@ -75,7 +81,8 @@ class Reloader:
             self._changed(what, "refused")
 
     def _read_contract(self) -> bool:
-        written, running = self._read(), self._live.contract
+        assert self._source is not None
+        written, running = self._source.read(self._source.file), self._live.contract
         if without_live(written) != without_live(running):
             log.warning("the contract was changed in fields that only a new process takes up")
         self._live.contract = live_update(running, written)

@@ -13,7 +13,7 @@ import logging
 import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import uvloop
@@ -23,11 +23,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace_runtime.contract import FixedDiscovery, GatewayContract, Place
 from headrace_runtime.gateway import errors
+from headrace_runtime.gateway.admission import Admission
+from headrace_runtime.gateway.canary import Canary
 from headrace_runtime.gateway.discovery import publish_fixed, watch_pods_in_cluster
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
+from headrace_runtime.gateway.reload import ContractFile, Live, Reloader, Result, What
 from headrace_runtime.gateway.request import CHAT, COMPLETIONS
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
 from headrace_runtime.gateway.upstream import Pool
@@ -38,17 +41,18 @@ SPARE_FILES = 256
 """Open files beside the connections: logs, the watch of the pods, the admin port."""
 
 
-def main(contract: GatewayContract, place: Place) -> None:
-    """Run until SIGTERM or SIGINT. Raises OSError where a port cannot be had."""
+def main(contract: GatewayContract, place: Place, source: ContractFile) -> None:
+    """Run until SIGTERM or SIGINT; `source` is where the contract was read. Raises OSError where a port cannot be
+    had."""
     _raise_file_limit(2 * contract.max_connections + SPARE_FILES)
-    uvloop.run(_until_told(contract, place))
+    uvloop.run(_until_told(contract, place, source))
 
 
-async def _until_told(contract: GatewayContract, place: Place) -> None:
+async def _until_told(contract: GatewayContract, place: Place, source: ContractFile) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    gateway = Gateway(contract, _listen_on(place.address))
+    gateway = Gateway(contract, _listen_on(place.address), source)
     async with gateway.running():
         log.info("gateway %s serves %s on port %d", place.name, contract.deployment, gateway.port)
         _spare_the_collector()
@@ -58,7 +62,7 @@ async def _until_told(contract: GatewayContract, place: Place) -> None:
 class Gateway:
     """A gateway in the running event loop. `port` and `admin_port` are the real ones where the contract says 0."""
 
-    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1") -> None:
+    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1", source: ContractFile | None = None) -> None:
         self._contract = contract
         self._host = host
         self.fleet = Fleet(contract.silence_seconds)
@@ -66,8 +70,13 @@ class Gateway:
         self.port = self.admin_port = 0
         self._pool = Pool()
         self._tasks: list[asyncio.Task[None]] = []
-        access_log = standard_output() if contract.access_log else None
-        self._flow = Flow(contract, self.fleet, self._pool, Telemetry(self.registry, access_log))
+        self._live = Live(contract)
+        self._telemetry = Telemetry(self.registry, _access_log(contract))
+        self._admission = Admission(self._live, self._telemetry)
+        self._telemetry.queue.set_function(lambda: self._admission.waiting)
+        self._telemetry.keys.set_function(lambda: len(self._live.keys))
+        self._reloader = Reloader(self._live, source, self._reloaded)
+        self._flow = Flow(self._live, self._admission, self.fleet, self._pool, self._telemetry)
         self._server = Server(self._routes(), Limits(connections=contract.max_connections))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -76,6 +85,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve while the block runs, then drain."""
+        self._reloader.look()
         admin = web.AppRunner(self._admin(), access_log=None)
         await admin.setup()
         try:
@@ -83,9 +93,12 @@ class Gateway:
             await site.start()
             self.admin_port = admin.addresses[0][1]
             self.port = await self._server.listen(self._host, self._contract.port)
+            self._start(self._reloader.watch())
             self._start(self._discover())
             self._start(Warden(self.fleet, self._pool, self._contract.served_name).watch())
             yield
+            # Who waits has half of the time to get its turn, so that its answer has the other half.
+            asyncio.get_running_loop().call_later(self._contract.drain_seconds / 2, self._admission.turn_away)
             cut = await self._server.drain(self._contract.drain_seconds)
             if cut:
                 log.warning("%d answers were cut after %s s of draining", cut, self._contract.drain_seconds)
@@ -104,6 +117,11 @@ class Gateway:
         waiter.cancel()
         for task in done - {waiter}:
             await task
+
+    def _reloaded(self, what: What, result: Result) -> None:
+        self._telemetry.reloaded(what, result)
+        self._telemetry.access_log = _access_log(self._live.contract)
+        self._admission.reload()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
@@ -126,6 +144,7 @@ class Gateway:
         }
 
     async def _models(self, request: Request, answer: Answer) -> None:
+        self._admission.caller(request.headers)
         model = {"id": self._contract.served_name, "object": "model", "created": 0, "owned_by": "headrace"}
         body = orjson.dumps({"object": "list", "data": [model]})
         answer.send(200, [("content-type", "application/json")], body)
@@ -144,7 +163,14 @@ class Gateway:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/state", self._state)
         app.router.add_get("/metrics", self._metrics)
+        canary = Canary(self._contract.served_name, self._admission.own_key, self._own_url)
+        app.router.add_post("/canary", canary.answer)
         return app
+
+    def _own_url(self) -> str:
+        """The public port, as this process reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)
+        return f"http://{host}:{self.port}"
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -172,6 +198,10 @@ class Gateway:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _access_log(contract: GatewayContract) -> BinaryIO | None:
+    return standard_output() if contract.access_log else None
 
 
 def _listen_on(address: str) -> str:

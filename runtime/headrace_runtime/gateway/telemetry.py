@@ -41,6 +41,10 @@ class Record:
     request_id: str
     path: str
     began: float
+    key: str = ""
+    """Name of the API key, never the key."""
+    queued: float = 0.0
+    """Seconds."""
     stream: bool = False
     prompt_tokens: int = 0
     revision: str = ""
@@ -56,7 +60,24 @@ class Record:
 
 class Telemetry:
     def __init__(self, registry: CollectorRegistry, access_log: BinaryIO | None = None) -> None:
-        self._access_log = access_log
+        self.access_log = access_log
+        self._not_admitted = Counter(
+            "headrace_gateway_not_admitted", "Requests that were not let in, by cause", ["cause"], registry=registry
+        )
+        self._queued = Histogram(
+            "headrace_gateway_queue_wait_seconds",
+            "How long requests waited for their turn, of those that had to",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue = Gauge("headrace_gateway_queue_length", "Requests that wait for their turn", registry=registry)
+        self.keys = Gauge("headrace_gateway_api_keys", "API keys that are known", registry=registry)
+        self._reloads = Counter(
+            "headrace_gateway_reloads",
+            "Changes of the contract or of the API keys, taken up or refused",
+            ["what", "result"],
+            registry=registry,
+        )
         self._requests = Counter(
             "headrace_gateway_requests",
             "Requests by route, status and outcome",
@@ -104,6 +125,15 @@ class Telemetry:
             registry=registry,
         )
 
+    def not_admitted(self, cause: str) -> None:
+        self._not_admitted.labels(cause).inc()
+
+    def queued(self, seconds: float) -> None:
+        self._queued.observe(seconds)
+
+    def reloaded(self, what: str, result: str) -> None:
+        self._reloads.labels(what, result).inc()
+
     def retried(self, phase: str, cause: str) -> None:
         self._retries.labels(phase, cause).inc()
 
@@ -121,9 +151,9 @@ class Telemetry:
         self._duration.labels(record.path).observe(now - record.began)
         if record.first_token is not None and record.stream:
             self._ttft.labels("yes" if record.prefill else "no").observe(record.first_token - record.began)
-        if self._access_log is not None:
-            self._access_log.write(_line(record, now))
-            self._access_log.flush()
+        if self.access_log is not None:
+            self.access_log.write(_line(record, now))
+            self.access_log.flush()
 
 
 class FleetCollector(Collector):
@@ -170,6 +200,7 @@ def _line(record: Record, now: float) -> bytes:
     first = record.first_token
     line = {
         "request_id": record.request_id,
+        "key": record.key,
         "route": record.path,
         "status": record.status,
         "outcome": record.outcome,
@@ -180,6 +211,7 @@ def _line(record: Record, now: float) -> bytes:
         "decode": record.decode,
         "tries": record.tries,
         "resumed": record.resumed,
+        "queued_ms": round(record.queued * 1e3, 1),
         "ttft_ms": None if first is None else round((first - record.began) * 1e3, 1),
         "duration_ms": round((now - record.began) * 1e3, 1),
     }
