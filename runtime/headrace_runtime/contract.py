@@ -26,6 +26,8 @@ DRAINING_ANNOTATION = "headrace.dev/draining"
 ENGINE_PORT = 8000
 AGENT_PORT = 8090
 KV_TRANSFER_PORT = 5600
+KV_EVENTS_PORT = 5557
+KV_REPLAY_PORT = 5558
 GATEWAY_PORT = 8080
 GATEWAY_ADMIN_PORT = 8081
 RAY_PORT = 6379
@@ -102,6 +104,9 @@ class Engine(Frozen):
     parallelism: Parallelism = Parallelism()
     transfer: Transfer | None = None
     """None where prefill and decode are one engine."""
+    kv_events: bool = False
+    """Tell gateways which KV blocks the engine holds, for prefix-aware routing. The events carry token ids of prompts:
+    they are published within the pod network only, or in a socket file where the engine listens on loopback."""
     extra_args: dict[str, bool | int | float | str] = {}
     """vLLM options without their dashes; `true` is a bare flag, `false` its `--no-` form."""
     env: dict[str, str] = {}
@@ -133,8 +138,8 @@ OWNED_OPTIONS = frozenset({
     "data-parallel-size-local", "data-parallel-start-rank", "device-ids", "distributed-executor-backend",
     "download-dir", "dtype", "enable-expert-parallel", "enable-log-deltas", "enable-log-outputs",
     "enable-log-requests", "enable-lora", "grpc", "headless", "hf-token", "host", "kv-cache-dtype",
-    "kv-cache-memory-bytes", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config", "load-format",
-    "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
+    "kv-cache-memory-bytes", "kv-events-config", "kv-offloading-backend", "kv-offloading-size", "kv-transfer-config",
+    "load-format", "lora-modules", "master-addr", "master-port", "max-model-len", "model", "nnodes", "node-rank",
     "otlp-traces-endpoint", "pipeline-parallel-size", "port", "prefill-context-parallel-size", "quantization",
     "revision", "root-path", "scheduler-cls", "served-model-name", "shutdown-timeout", "spec-method", "spec-model",
     "spec-tokens", "speculative-config", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size",
@@ -189,6 +194,14 @@ class HeadContract(Frozen):
     object_store_bytes: int = 80_000_000
 
 
+class KvEvents(Frozen):
+    """Where an engine says what KV blocks it holds: ZeroMQ addresses to connect to."""
+
+    publish: str
+    replay: str
+    """What was published before is asked for here."""
+
+
 class Endpoint(Frozen):
     """One engine as the gateway sees it. `url` is its OpenAI server, `http://host:port`."""
 
@@ -199,6 +212,8 @@ class Endpoint(Frozen):
     kv_layout: str = ""
     draining: bool = False
     ready: bool = True
+    kv_events: KvEvents | None = None
+    """None: it publishes none. An address where nobody publishes costs a connection attempt now and then."""
 
 
 class PodDiscovery(Frozen):
@@ -259,6 +274,14 @@ class Admission(Frozen):
     """How long one waits, at most."""
 
 
+class FileDiscovery(Frozen):
+    """Engines are those of a file, a JSON list of `Endpoint`, read again whenever it changes: processes on one machine
+    that come, go, or change their role. Replace the file (rename over it), never write into it."""
+
+    kind: Literal["File"] = "File"
+    path: str
+
+
 class GatewayContract(Frozen):
     """For `headrace_runtime gateway`: the only way in."""
 
@@ -267,8 +290,9 @@ class GatewayContract(Frozen):
     namespace: str
     deployment: str
     served_name: str
-    discovery: Annotated[PodDiscovery | FixedDiscovery, Field(discriminator="kind")] = PodDiscovery()
-    routing: Literal["LeastLoaded", "RoundRobin"] = "LeastLoaded"
+    discovery: Annotated[PodDiscovery | FixedDiscovery | FileDiscovery, Field(discriminator="kind")] = PodDiscovery()
+    routing: Literal["PrefixAware", "LeastLoaded", "RoundRobin"] = "LeastLoaded"
+    """PrefixAware is LeastLoaded, by tokens, among engines that publish no KV events (`Engine.kv_events`)."""
     min_prompt_tokens: int = 64
     """Shorter prompts go straight to decode. Text is counted as one token per four bytes; token ids exactly."""
     on_transfer_failure: Literal["Recompute", "Fail"] = "Recompute"
@@ -374,6 +398,7 @@ class NodeState(Frozen):
 
     pod: str
     role: RoleName
+    """What its engine was made for. The role it has now is its pod's label, which no agent sees: see `Endpoint`."""
     revision: str
     phase: Phase
     reason: Reason = ""

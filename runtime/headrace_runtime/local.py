@@ -31,6 +31,7 @@ from headrace_runtime.contract import (
     NodeContract,
     Place,
 )
+from headrace_runtime.engine.arguments import kv_events_of
 from headrace_runtime.node.process import Children, Program
 
 LOOPBACK = "127.0.0.1"
@@ -86,7 +87,8 @@ def lay_out(contract: LocalContract, model: Path | None, ports: Sequence[int], f
         changed = node.model.model_copy(update={"path": str(model)} if model else {})
         parts.append(Part("node", node.model_copy(update={"ray": ray, "model": changed}), place))
         url = f"http://{place.address}:{place.engine_port}"
-        endpoints.append(Endpoint(name=place.name, url=url, role=node.role, revision=node.revision))
+        events = kv_events_of(place) if node.engine.kv_events else None
+        endpoints.append(Endpoint(name=place.name, url=url, role=node.role, revision=node.revision, kv_events=events))
     update = {"discovery": FixedDiscovery(endpoints=tuple(endpoints)), "port": next(given), "admin_port": next(given)}
     gateway = contract.gateway.model_copy(update=update)
     parts.append(Part("gateway", gateway, Place(name="gateway", address=LOOPBACK, run_dir=str(folder / "gateway"))))

@@ -106,3 +106,11 @@ def test_same_command_reaches_a_gpu_as_vllm_serve_and_a_cpu_through_the_zygote()
     program = ("python3", "-m", "vllm.entrypoints.cli.main", "serve", *launch.argv)
     assert arguments.launch_argv("python3", launch, "nvidia.com/gpu") == program
     assert arguments.launch_argv("python3", launch, "cpu") == ("python3", "-m", "headrace_runtime.engine.zygote")
+
+
+@pytest.mark.parametrize(
+    ("address", "events"),
+    [("10.0.0.7", "tcp://10.0.0.7:5557"), ("fd00::7", "tcp://[fd00::7]:5557"), ("127.0.0.3", "ipc:///run/e/kv-events")],
+)
+def test_the_gateway_connects_to_where_the_engine_publishes(address: str, events: str) -> None:
+    assert arguments.kv_events_of(Place(name="e", address=address, run_dir="/run/e")).publish == events

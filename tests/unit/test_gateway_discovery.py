@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from headrace_runtime.contract import Endpoint
+from headrace_runtime.contract import Endpoint, KvEvents
 from headrace_runtime.gateway.discovery import endpoint_of, endpoints_of
 
 LABELS = {"headrace.dev/role": "decode", "headrace.dev/revision": "r1", "headrace.dev/kv-layout": "k1"}
@@ -18,7 +18,12 @@ def pod(name: str = "chat-decode-r1-0", **changes: Any) -> dict[str, Any]:
 
 def test_a_ready_pod_is_an_engine() -> None:
     assert endpoint_of(pod()) == Endpoint(
-        name="chat-decode-r1-0", url="http://10.0.0.7:8000", role="decode", revision="r1", kv_layout="k1"
+        name="chat-decode-r1-0",
+        url="http://10.0.0.7:8000",
+        role="decode",
+        revision="r1",
+        kv_layout="k1",
+        kv_events=KvEvents(publish="tcp://10.0.0.7:5557", replay="tcp://10.0.0.7:5558"),
     )
 
 

@@ -10,6 +10,7 @@ from headrace_runtime.contract import (
     FixedDiscovery,
     GatewayContract,
     HeadContract,
+    KvEvents,
     LocalContract,
     NodeContract,
     RayNode,
@@ -78,3 +79,20 @@ def test_with_a_head_each_raylet_has_an_address_that_ray_leaves_alone() -> None:
 
 def test_free_ports_are_all_different() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def test_the_gateway_hears_engines_on_loopback_by_socket_files() -> None:
+    contract = example("pd")
+    nodes = tuple(
+        node.model_copy(update={"engine": node.engine.model_copy(update={"kv_events": node.role == "prefill"})})
+        for node in contract.nodes
+    )
+    parts = lay_out(contract.model_copy(update={"nodes": nodes}), None, range(1000, 2000), FOLDER)
+    gateway = parts[-1].contract
+    assert isinstance(gateway, GatewayContract)
+    assert isinstance(gateway.discovery, FixedDiscovery)
+    prefill, decode = gateway.discovery.endpoints
+    assert prefill.kv_events == KvEvents(
+        publish=f"ipc://{FOLDER}/prefill-0/kv-events", replay=f"ipc://{FOLDER}/prefill-0/kv-replay"
+    )
+    assert decode.kv_events is None

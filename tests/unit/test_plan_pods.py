@@ -91,6 +91,7 @@ def test_sizes_and_what_only_the_gateway_reads_leave_the_revision_alone() -> Non
         Sample().serve(2).set("paused", True).set("suspend", True),
         Sample().serve(2).set("ray.headResources", {"requests": {"cpu": "1"}}),
         Sample().serve(2).set("engine.dtype", "auto"),
+        Sample().serve(2).set("gateway.routing.policy", "RoundRobin"),
     ]
     assert {engine_revision(sample.spec()) for sample in same} == {REVISION}
 
@@ -103,6 +104,7 @@ def test_what_an_engine_is_made_from_changes_the_revision() -> None:
         Sample().serve(2).set("roles.0.nodeSelector", {"disk": "nvme"}),
         Sample().serve(2).set("roles.0.podTemplate", {"spec": {"priorityClassName": "high"}}),
         Sample().serve(2).set("drain.timeout", "10s"),
+        Sample().serve(2).set("gateway.routing.policy", "PrefixAware"),
         Sample().split(1, 1),
     ]
     revisions = {engine_revision(sample.spec()) for sample in other}

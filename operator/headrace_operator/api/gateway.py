@@ -39,7 +39,8 @@ class Routing(Frozen):
     """How an engine is chosen for a request."""
 
     policy: Literal["PrefixAware", "LeastLoaded", "RoundRobin"] = "LeastLoaded"
-    """PrefixAware prefers engines that hold the prompt's beginning; LeastLoaded the one with the fewest requests."""
+    """PrefixAware weighs what an engine holds of the prompt against what waits for it, by KV events that engines then
+    publish: to or from it is a change of the engines. LeastLoaded: the engine with the fewest requests."""
 
 
 class Empty(Frozen):

@@ -39,6 +39,7 @@ OWNED: Final[dict[str, str]] = {
     "device-ids": "set spec.engine.device",
     "kv-cache-dtype": "set spec.kvCache.dtype",
     "kv-cache-memory-bytes": "set spec.kvCache.device.size",
+    "kv-events-config": "set spec.gateway.routing.policy",
     "kv-transfer-config": "set spec.disaggregation",
     "kv-offloading-size": "set spec.kvCache.host.size",
     "kv-offloading-backend": "set spec.kvCache.host",

@@ -67,7 +67,7 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "gateway.resources.requests": ANY,
     "gateway.resources.limits": ANY,
     "gateway.podTemplate": ANY,
-    "gateway.routing.policy": ("LeastLoaded", "RoundRobin"),
+    "gateway.routing.policy": ANY,
     "ray.headResources.requests": ANY,
     "ray.headResources.limits": ANY,
     "ray.headPodTemplate": ANY,

@@ -49,12 +49,11 @@ def head(subject: Subject) -> contract.HeadContract:
 def gateway(subject: Subject) -> contract.GatewayContract:
     """For the gateway's pods."""
     spec = subject.spec
-    policy = spec.gateway.routing.policy
     return contract.GatewayContract(
         namespace=subject.ref.namespace,
         deployment=names.label(subject.name),
         served_name=subject.served_name,
-        routing="RoundRobin" if policy == "RoundRobin" else "LeastLoaded",
+        routing=spec.gateway.routing.policy,
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
     )
@@ -91,6 +90,11 @@ def pinned_digest(children: Mapping[tuple[str, str], Object], reported: str | No
         if text is not None and json.loads(text).get("model", {}).get("source") == source:
             return reported
     return None
+
+
+def publishes_kv_events(subject: Subject, role: EffectiveRole) -> bool:
+    """Where routing goes by them. Data-parallel copies hold blocks each, and the gateway cannot choose a copy."""
+    return subject.spec.gateway.routing.policy == "PrefixAware" and role.parallelism.data == 1
 
 
 def node_folder(source: str) -> str | None:
@@ -167,6 +171,7 @@ def _engine(subject: Subject, role: EffectiveRole) -> contract.Engine:
         )
         if split
         else None,
+        kv_events=publishes_kv_events(subject, role),
         extra_args=dict(engine.extra_args),
         env={variable.name: variable.value for variable in engine.env if variable.value is not None},
     )

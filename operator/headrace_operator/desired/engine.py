@@ -85,6 +85,11 @@ def _container(subject: Subject, role: EffectiveRole) -> Object:
         {"name": "agent", "containerPort": contract.AGENT_PORT},
         {"name": "kv-transfer", "containerPort": contract.KV_TRANSFER_PORT},
     ]
+    if contracts.publishes_kv_events(subject, role):
+        container["ports"] += [
+            {"name": "kv-events", "containerPort": contract.KV_EVENTS_PORT},
+            {"name": "kv-replay", "containerPort": contract.KV_REPLAY_PORT},
+        ]
     return container | pods.probes(contract.AGENT_PORT)
 
 

@@ -32,6 +32,7 @@ def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] |
         "recovery": _words(spec.recovery),
         "roles": {role.name: _role_words(role) for role in spec.roles},
         "checksums": dict(manifest or {}),
+        "kvEvents": spec.gateway.routing.policy == "PrefixAware",  # engines are started to publish them
     }
     if spec.disaggregated:
         words["disaggregation"] = _words(spec.disaggregation, include={"connector", "on_transfer_failure"})

@@ -9,11 +9,23 @@ come last. They may replace a default of this module, but never what the contrac
 An engine listens on `place.address` only, so that one on loopback cannot be reached from outside. Ask it there.
 """
 
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headrace_runtime.contract import Engine, NodeContract, Parallelism, Place, RoleName, Transfer, owned_option
+from headrace_runtime.contract import (
+    KV_EVENTS_PORT,
+    KV_REPLAY_PORT,
+    Engine,
+    KvEvents,
+    NodeContract,
+    Parallelism,
+    Place,
+    RoleName,
+    Transfer,
+    owned_option,
+)
 
 Scalar = bool | int | float | str
 
@@ -68,6 +80,8 @@ def command(contract: NodeContract, place: Place) -> Command:
     if engine.transfer is not None:
         options["kv-transfer-config"] = _transfer(engine.transfer, contract.role)
         env |= _transfer_environment(engine, place)
+    if engine.kv_events:
+        options["kv-events-config"] = _events_config(place)
     options |= _defaults(engine) | engine.extra_args
     return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
 
@@ -172,6 +186,36 @@ def _transfer_environment(engine: Engine, place: Place) -> dict[str, str]:
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.kv_transfer_port),
     }
     return {**env, "UCX_TLS": "tcp"} if engine.device == CPU else env
+
+
+def kv_events_of(place: Place) -> KvEvents:
+    """Where the engine at this place publishes its KV events, if its contract says so: for the gateway to connect to.
+
+    On loopback these are socket files: vLLM binds to all addresses or connects, and nothing between.
+    """
+    ip = ipaddress.ip_address(place.address)
+    if ip.is_loopback:
+        return KvEvents(publish=f"ipc://{place.run_dir}/kv-events", replay=f"ipc://{place.run_dir}/kv-replay")
+    return kv_events_at(place.address)
+
+
+def kv_events_at(address: str) -> KvEvents:
+    """The same for a pod, by its address."""
+    host = f"[{address}]" if ":" in address else address
+    return KvEvents(publish=f"tcp://{host}:{KV_EVENTS_PORT}", replay=f"tcp://{host}:{KV_REPLAY_PORT}")
+
+
+def _events_config(place: Place) -> str:
+    """A data-parallel copy adds its number to both ports; the gateway hears the first."""
+    address = kv_events_of(place)
+    local = address.publish.startswith("ipc:")
+    config = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": address.publish if local else f"tcp://*:{KV_EVENTS_PORT}",
+        "replay_endpoint": address.replay if local else f"tcp://*:{KV_REPLAY_PORT}",
+    }
+    return json.dumps(config, separators=(",", ":"))
 
 
 def _word(option: tuple[str, Scalar]) -> str:

@@ -1,4 +1,5 @@
-"""Which engines exist: given once (`FixedDiscovery`), or watched as pods of the deployment (`PodDiscovery`).
+"""Which engines exist: given once (`FixedDiscovery`), read from a file (`FileDiscovery`), or watched as pods of the
+deployment (`PodDiscovery`).
 
 Each way is a coroutine that calls `publish` with the complete set, first when it knows it and then whenever it changes.
 While the API server is away the last set stands: an engine that answers is not dropped because nobody can be asked
@@ -12,6 +13,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,6 +21,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.incluster_config import load_incluster_config
+from pydantic import TypeAdapter, ValidationError
 
 from headrace_runtime.contract import (
     COMPONENT_LABEL,
@@ -29,8 +32,10 @@ from headrace_runtime.contract import (
     REVISION_LABEL,
     ROLE_LABEL,
     Endpoint,
+    FileDiscovery,
     FixedDiscovery,
 )
+from headrace_runtime.engine.arguments import kv_events_at
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,9 @@ WATCH_SECONDS = 300
 BACKOFF_SECONDS = 0.5
 BACKOFF_LIMIT_SECONDS = 15.0
 LIST_SECONDS = 10.0
+FILE_SECONDS = 0.05
+"""Between two looks at a file of engines."""
+ENDPOINTS: TypeAdapter[tuple[Endpoint, ...]] = TypeAdapter(tuple[Endpoint, ...])
 
 Publish = Callable[[tuple[Endpoint, ...]], None]
 Pod = Mapping[str, Any]
@@ -57,6 +65,22 @@ async def publish_fixed(discovery: FixedDiscovery, publish: Publish) -> None:
     """The engines never change. Runs until cancelled, as every discovery does."""
     publish(discovery.endpoints)
     await asyncio.Event().wait()
+
+
+async def watch_file(discovery: FileDiscovery, publish: Publish) -> None:
+    """Runs until cancelled. While the file cannot be read the last known set stands."""
+    file, last, complained = Path(discovery.path), b"", ""
+    while True:
+        try:
+            text = await asyncio.to_thread(file.read_bytes)
+            if text != last:
+                publish(ENDPOINTS.validate_json(text))
+                last, complained = text, ""
+        except (OSError, ValidationError) as error:
+            if str(error) != complained:
+                complained = str(error)
+                log.warning("%s: no list of engines, the last known set stands: %s", file, error)
+        await asyncio.sleep(FILE_SECONDS)
 
 
 async def watch_pods(api: ApiClient, namespace: str, deployment: str, publish: Publish) -> None:
@@ -158,6 +182,7 @@ def endpoint_of(pod: Pod) -> Endpoint | None:
         kv_layout=labels.get(KV_LAYOUT_LABEL, ""),
         draining="deletionTimestamp" in metadata or DRAINING_ANNOTATION in annotations,
         ready=conditions.get("Ready") == "True",
+        kv_events=kv_events_at(address),
     )
 
 
