@@ -11,22 +11,18 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from headrace_runtime.gateway import keys
 from headrace_runtime.gateway.errors import NoKeyError, NotAdmittedError
 from headrace_runtime.gateway.gate import NO_KEY, Gate, State, Ticket
 from headrace_runtime.gateway.rates import Bucket
 from headrace_runtime.gateway.reload import Live
+from headrace_runtime.gateway.telemetry import Record, Telemetry
 
 BEARER = "bearer "
 
 
-class Observer(Protocol):
-    """Where this is counted: `telemetry.py`."""
-
-    def not_admitted(self, cause: str) -> None: ...
-    def queued(self, seconds: float) -> None: ...
+Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +34,14 @@ class Caller:
     """The gateway itself: no limit holds."""
 
 
-@dataclass(slots=True)
-class Place:
-    """For one admitted request."""
-
-    queued_seconds: float = 0.0
-    limits: tuple[tuple[str, str], ...] = ()
-    """OpenAI's `x-ratelimit-` headers, where there are limits."""
-    tokens: int | None = None
-    """Prompt and answer together: to be set once they are known, for the budgets of the minute."""
-
-
 class Admission:
     """Made inside the event loop that it is used in."""
 
-    def __init__(self, live: Live, observer: Observer) -> None:
+    def __init__(self, live: Live, telemetry: Telemetry) -> None:
         self.own_key = secrets.token_hex(32)
         self._own_digest = keys.digest(self.own_key)
         self._live = live
-        self._observer = observer
+        self._telemetry = telemetry
         self._gate = Gate(live.contract.admission, time.monotonic())
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -80,28 +65,31 @@ class Admission:
             return Caller(NO_KEY)
         name = self._live.keys.get(digest)
         if name is None:
-            self._observer.not_admitted("unknown_key" if said else "no_key")
+            self._telemetry.not_admitted("unknown_key" if said else "no_key")
             raise NoKeyError(given=bool(said))
         return Caller(name)
 
     @asynccontextmanager
-    async def admitted(self, caller: Caller, prompt_tokens: int) -> AsyncIterator[Place]:
-        """Wait for a turn, and hold a place while the block runs. Raises NotAdmittedError (429, 503)."""
+    async def admitted(self, caller: Caller, record: Record) -> AsyncIterator[Headers]:
+        """Wait for a turn, and hold a place while the block runs; gives the answer's `x-ratelimit-` headers.
+
+        The budget of tokens is charged with the prompt's estimate, and in the end with what `record.tokens` says.
+        Raises NotAdmittedError (429, 503).
+        """
         if caller.exempt:
-            yield Place()
+            yield ()
             return
-        ticket = self._gate.arrive(caller.key, prompt_tokens, time.monotonic())
-        place = Place()
+        ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic())
         try:
             if ticket.state is State.WAITING:
                 await self._turn(ticket)
             if ticket.refusal is not None:
-                self._observer.not_admitted(ticket.refusal.cause)
+                self._telemetry.not_admitted(ticket.refusal.cause)
                 raise NotAdmittedError(ticket.refusal, self._limits(ticket))
-            place.queued_seconds, place.limits = ticket.began - ticket.arrived, self._limits(ticket)
-            yield place
+            record.queued = ticket.began - ticket.arrived
+            yield self._limits(ticket)
         finally:
-            self._gate.leave(ticket, time.monotonic(), place.tokens)
+            self._gate.leave(ticket, time.monotonic(), record.tokens)
             self._settle()
 
     def reload(self) -> None:
@@ -123,7 +111,7 @@ class Admission:
             await waiter
         finally:
             del self._waiters[ticket]
-            self._observer.queued(time.monotonic() - ticket.arrived)
+            self._telemetry.queued(time.monotonic() - ticket.arrived)
 
     def _settle(self) -> None:
         """After every call of the gate: wake whose state has changed, and look again when time alone changes one."""
@@ -142,13 +130,13 @@ class Admission:
         self._gate.tick(time.monotonic())
         self._settle()
 
-    def _limits(self, ticket: Ticket) -> tuple[tuple[str, str], ...]:
+    def _limits(self, ticket: Ticket) -> Headers:
         requests, tokens = self._gate.budgets(ticket)
         now = time.monotonic()
         return (*_budget("requests", requests, now), *_budget("tokens", tokens, now))
 
 
-def _budget(what: str, bucket: Bucket | None, now: float) -> tuple[tuple[str, str], ...]:
+def _budget(what: str, bucket: Bucket | None, now: float) -> Headers:
     """One budget as OpenAI tells it: the limit, what is left, and how long until all of it is there again."""
     if bucket is None:
         return ()

@@ -61,6 +61,7 @@ def _send(journey: Journey, answer: Answer, first: First) -> None:
     record = journey.record
     record.first_token = time.monotonic()
     record.outcome = "answered" if first.status < 400 else "refused"
+    record.tokens = total_tokens(first.payload)
     answer.send(first.status, [("content-type", "application/json"), *served_by(record)], first.payload)
 
 
@@ -82,7 +83,8 @@ class Delivery:
         self._relay = Relay(answer if self._facts.stream else None, headers, self._kept)
         self._writer = journey
         """Of the engine that writes now."""
-        self._losses = 0
+        self._lost: list[str] = []
+        """Engines by name, once for each loss."""
         self._prompt_tokens: int | None = None
 
     async def begin(self, first: First) -> EngineError | None:
@@ -134,6 +136,8 @@ class Delivery:
         self._relay.finish()
 
     def release(self) -> None:
+        prompt = self._facts.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
+        self._record.tokens = prompt + self._relay.events
         if self._kept is not None:
             self._kept.release()
 
@@ -154,9 +158,9 @@ class Delivery:
         except ValueError as error:
             raise LostError("too_long", str(error)) from error
         delivered.prompt_tokens = delivered.prompt_tokens or self._prompt_tokens
-        self._losses += 1
-        if self._losses > self._settings.max_attempts:
-            raise LostError("too_often", f"{self._losses} engines were lost")
+        self._lost.append(self._record.decode)
+        if len(self._lost) > self._settings.max_attempts:
+            raise LostError("too_often", f"{len(self._lost)} engines were lost")
         return delivered
 
     async def _go_on(self, facts: Facts, splice: Splice) -> EngineError | None:
@@ -164,7 +168,7 @@ class Delivery:
         assert self._settings is not None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.wait_seconds
-        tried = frozenset({self._record.decode})
+        tried = frozenset(self._lost)
         attempt = 0
         while True:
             attempt += 1
@@ -190,3 +194,12 @@ class Delivery:
         if self._relay.mismatch is None:
             self._journey.means.telemetry.resumed("resumed" if splice.passed else "lost_again")
         return failure
+
+
+def total_tokens(answer: bytes) -> int | None:
+    """The tokens of prompt and answer, as the `usage` of a whole answer says. Inside of a string the quotes would be
+    escaped, so that nothing has to be parsed."""
+    _, _, after = answer.rpartition(b'"total_tokens":')
+    digits = after[:16].lstrip()
+    number = digits[: len(digits) - len(digits.lstrip(b"0123456789"))]
+    return int(number) if number else None

@@ -55,8 +55,8 @@ class Flow:
             served_name, canary = self.live.contract.served_name, request.headers.get(CANARY_HEADER)
             facts = parse(request.path, request.body, served_name, canary)
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
-            async with self.admission.admitted(caller, facts.prompt_tokens) as place:
-                record.queued, answer.also = place.queued_seconds, place.limits
+            async with self.admission.admitted(caller, record) as limits:
+                answer.also = limits
                 means = Means(self.live.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept)
                 await deliver(Journey(means, facts, record), answer)
         except RequestError as error:

@@ -26,6 +26,8 @@ class Relay:
         """Why the continuation is none."""
         self.said_error = False
         """An engine's error event was passed on."""
+        self.events = 0
+        """Passed on so far: about one for each token."""
         self._answer = answer
         self._headers = headers
         self._kept = kept
@@ -107,6 +109,7 @@ class Relay:
                 return
             if keep is not None:
                 keep(one)
+            self.events += 1
             pass_on(one)
 
         return forward
@@ -142,6 +145,7 @@ class Relay:
     def _send(self, events: bytes) -> None:
         if self._kept is not None:
             self._kept.add(chunk(events))
+        self.events += events.count(b"\n\n")
         if self._answer is None:
             return
         if self._answer.status:

@@ -43,6 +43,8 @@ class Record:
     began: float
     key: str = ""
     """Name of the API key, never the key."""
+    tokens: int | None = None
+    """Of prompt and answer: as the engine says, or of a stream by its events, which are about as many."""
     queued: float = 0.0
     """Seconds."""
     stream: bool = False
@@ -206,6 +208,7 @@ def _line(record: Record, now: float) -> bytes:
         "outcome": record.outcome,
         "stream": record.stream,
         "prompt_tokens_estimated": record.prompt_tokens,
+        "tokens": record.tokens,
         "revision": record.revision,
         "prefill": record.prefill,
         "decode": record.decode,
