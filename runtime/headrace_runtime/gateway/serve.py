@@ -21,11 +21,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from headrace_runtime.contract import FixedDiscovery, GatewayContract, Place
+from headrace_runtime.contract import FileDiscovery, FixedDiscovery, GatewayContract, Place
 from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.admission import Admission
 from headrace_runtime.gateway.canary import Canary
-from headrace_runtime.gateway.discovery import publish_fixed, watch_pods_in_cluster
+from headrace_runtime.gateway.discovery import publish_fixed, watch_file, watch_pods_in_cluster
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
@@ -130,6 +130,8 @@ class Gateway:
         contract, publish = self._contract, self.fleet.publish
         if isinstance(contract.discovery, FixedDiscovery):
             await publish_fixed(contract.discovery, publish)
+        elif isinstance(contract.discovery, FileDiscovery):
+            await watch_file(contract.discovery, publish)
         else:
             await watch_pods_in_cluster(contract.namespace, contract.deployment, publish)
 
