@@ -1,0 +1,165 @@
+"""Engines say what KV blocks they hold, over real ZeroMQ sockets, and the index knows it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from headrace_runtime.contract import Endpoint, KvEvents
+from headrace_runtime.engine.fake_kvevents import publishing, stored
+from headrace_runtime.gateway import kvevents
+from headrace_runtime.gateway.kvevents import AllBlocksCleared, Batch, BlockRemoved, apply, follow
+from headrace_runtime.gateway.prefix import PrefixIndex
+from headrace_runtime.gateway.prompts import exact
+
+BLOCK = 4
+PROMPT = list(range(12))
+DEADLINE = 20.0
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvevents, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(kvevents, "RECONNECT_MS", 20)
+    monkeypatch.setattr(kvevents, "RECONNECT_LIMIT_MS", 50)
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> KvEvents:
+    return KvEvents(publish=f"ipc://{tmp_path}/p", replay=f"ipc://{tmp_path}/r")
+
+
+def engine(name: str, events: KvEvents | None) -> Endpoint:
+    return Endpoint(name=name, url="http://e", role="serve", revision="r", kv_events=events)
+
+
+@asynccontextmanager
+async def following(engines: Sequence[Endpoint], index: PrefixIndex | None = None) -> AsyncIterator[PrefixIndex]:
+    index = index or PrefixIndex()
+    task = asyncio.create_task(follow(lambda: engines, index))
+    try:
+        yield index
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def held(index: PrefixIndex) -> dict[str, float]:
+    return index.held(exact(PROMPT, BLOCK), time.monotonic())
+
+
+async def test_an_engine_that_publishes_nothing_is_not_listened_to() -> None:
+    async with following([engine("a", None)]) as index:
+        await asyncio.sleep(0)
+        assert not index.timely("a")
+
+
+async def test_what_an_engine_stores_and_removes_is_known(events: KvEvents) -> None:
+    async with publishing(events) as publisher, following([engine("a", events)]) as index:
+        await until(lambda: index.timely("a"))
+        await publisher.send(stored([1, 2, 3], PROMPT, BLOCK))
+        await until(lambda: held(index) == {"a": 12})
+        await publisher.send(BlockRemoved([3], "GPU"))
+        await until(lambda: held(index) == {"a": 8})
+        await publisher.send(AllBlocksCleared())
+        await until(lambda: held(index) == {})
+        assert index.timely("a")
+
+
+async def test_what_was_stored_before_anyone_listened_is_asked_for(events: KvEvents) -> None:
+    async with publishing(events) as publisher:
+        await publisher.send(stored([1, 2], PROMPT[:8], BLOCK))
+        async with following([engine("a", events)]) as index:
+            await until(lambda: held(index) == {"a": 8})
+
+
+async def test_batches_that_were_lost_on_the_way_are_asked_for(events: KvEvents) -> None:
+    async with publishing(events) as publisher, following([engine("a", events)]) as index:
+        await until(lambda: index.timely("a"))
+        await publisher.send(stored([1], PROMPT[:4], BLOCK))
+        await until(lambda: held(index) == {"a": 4})
+        await publisher.send(stored([2], PROMPT[4:8], BLOCK, parent=1), lost=True)
+        await publisher.send(stored([3], PROMPT[8:], BLOCK, parent=2))
+        await until(lambda: held(index) == {"a": 12})
+
+
+async def test_what_nobody_remembers_any_more_does_not_count(events: KvEvents) -> None:
+    async with publishing(events, remembers=1) as publisher, following([engine("a", events)]) as index:
+        await until(lambda: index.timely("a"))
+        await publisher.send(stored([1], PROMPT[:4], BLOCK))
+        await until(lambda: held(index) == {"a": 4})
+        await publisher.send(BlockRemoved([1], "GPU"), lost=True)
+        await publisher.send(stored([9], [7] * 4, BLOCK))
+        await until(lambda: held(index) == {})
+
+
+async def test_a_restarted_engine_holds_nothing_of_what_it_held(events: KvEvents) -> None:
+    async with following([engine("a", events)]) as index:
+        async with publishing(events) as publisher:
+            await publisher.send(stored([1, 2], PROMPT[:8], BLOCK))
+            await until(lambda: held(index) == {"a": 8})
+        await until(lambda: not index.timely("a"))
+        async with publishing(events) as publisher:
+            await until(lambda: index.timely("a"))
+            assert held(index) == {}
+            await publisher.send(stored([1], PROMPT[:4], BLOCK))
+            await until(lambda: held(index) == {"a": 4})
+
+
+async def test_an_engine_that_answers_no_questions_counts_as_holding_nothing_until_it_does(
+    events: KvEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvevents, "REPLAY_SECONDS", 0.1)
+    async with publishing(events) as publisher:
+        publisher.answers = False
+        await publisher.send(stored([1], PROMPT[:4], BLOCK))
+        async with following([engine("a", events)]) as index:
+            await publisher.send(stored([2], PROMPT[4:8], BLOCK, parent=1))
+            await until(lambda: publisher.asked > 0)
+            assert held(index) == {}
+            publisher.answers = True
+            await publisher.send(stored([3], PROMPT[8:], BLOCK, parent=2))
+            await until(lambda: held(index) == {"a": 12})
+
+
+async def test_an_engine_that_leaves_is_forgotten(events: KvEvents) -> None:
+    engines = [engine("a", events)]
+    async with publishing(events) as publisher, following(engines) as index:
+        await publisher.send(stored([1], PROMPT[:4], BLOCK))
+        await until(lambda: held(index) == {"a": 4})
+        engines.clear()
+        await until(lambda: len(index) == 0)
+
+
+async def test_bytes_that_are_no_events_leave_the_engine_unknown_and_the_listener_begins_anew(events: KvEvents) -> None:
+    async with publishing(events) as publisher, following([engine("a", events)]) as index:
+        await publisher.send(stored([1], PROMPT[:4], BLOCK))
+        await until(lambda: held(index) == {"a": 4})
+        await publisher._publish.send_multipart([b"", (1).to_bytes(8, "big"), b"\xc1"])
+        await until(lambda: not index.timely("a"))
+        await until(lambda: held(index) == {"a": 4})
+
+
+def test_tiers_are_told_by_the_medium_and_other_groups_of_a_hybrid_model_are_left_out() -> None:
+    index = PrefixIndex()
+    index.join("a")
+    index.heard("a", 0.0)
+    on_host, on_disk, elsewhere, hybrid = (stored([1, 2, 3], PROMPT, BLOCK) for _ in range(4))
+    on_host.medium, on_disk.medium, elsewhere.medium, hybrid.group_idx = "CPU", "STORAGE", "MOON", 1
+    for event in (elsewhere, hybrid):
+        apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [event])))
+    assert held(index) == {}
+    apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [on_disk])))
+    assert held(index) == {"a": 6.0}
+    apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [on_host])))
+    assert held(index) == {"a": pytest.approx(9.6)}
