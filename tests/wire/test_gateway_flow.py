@@ -416,10 +416,30 @@ async def test_public_routes_answer_and_others_do_not() -> None:
         assert (await status("GET", "/health"))[0] == 200
         assert orjson.loads((await status("GET", "/v1/models"))[1])["data"][0]["id"] == "fake"
         assert (await status("GET", "/v1/completions"))[0] == 405
-        assert (await status("POST", "/v1/embeddings"))[0] == 404
-        assert (await status("GET", "/metrics"))[0] == 404
+        assert (await status("GET", "/v1/models/fake"))[0] == 200
         w.gateway.fleet.publish([])
         assert (await status("GET", "/health"))[0] == 503
+
+
+ENGINES_OWN = (
+    "/metrics", "/load", "/version", "/server_info", "/tokenizer_info", "/kv_event_sources", "/is_sleeping", "/sleep",
+    "/wake_up", "/pause", "/resume", "/abort_requests", "/reset_prefix_cache", "/reset_mm_cache", "/collective_rpc",
+    "/release_kv_cache_memory", "/update_weights", "/init_weight_transfer_engine", "/scale_elastic_ep", "/start_profile",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/invocations", "/ping", "/docs", "/openapi.json",
+    "/v1/completions/render", "/inference/v1/generate", "/v1/responses/resp_1", "/v1/responses/resp_1/cancel",
+    "/v1//completions", "/v1/completions/", "/%76%31/completions", "/v1/completions/../../sleep",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ENGINES_OWN)
+async def test_no_other_route_of_an_engine_is_reached(path: str) -> None:
+    async with world("decode-0") as w:
+        for method in ("GET", "POST"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", w.gateway.port)
+            writer.write(f"{method} {path} HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n".encode())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+            writer.close()
+        assert w.engines["decode-0"].seen == []
 
 
 async def test_draining_lets_streams_end_and_takes_nothing_new() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 
-from headrace_runtime.gateway.request import CHAT
+from headrace_runtime.gateway.request import CHAT, RESPONSES
 
 _DONE = b"[DONE]"
+_BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.in_progress"})
 # Deltas of text are appended; these say something about the whole and the last one stands.
 _WHOLE = frozenset(
     {"id", "object", "model", "role", "type", "name", "finish_reason", "stop_reason", "system_fingerprint"}
@@ -29,6 +30,14 @@ def error_of(event: bytes) -> tuple[int, bytes] | None:
     except (orjson.JSONDecodeError, AttributeError):
         return 500, data
     return (code if isinstance(code, int) and 400 <= code < 600 else 500), data
+
+
+def begun(path: str, received: bytes) -> bool:
+    """Whether more is among the first events than what a front end says before its engine has computed anything."""
+    if path != RESPONSES:
+        return True
+    named = [line[len(b"event:") :].strip() for line in received.split(b"\n") if line.startswith(b"event:")]
+    return not named or any(name not in _BEFORE_ANY_TOKEN for name in named)
 
 
 def events(stream: bytes) -> Iterator[bytes]:

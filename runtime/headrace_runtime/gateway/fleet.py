@@ -51,24 +51,26 @@ class Watch:
     answer: Answering
     give_up: Callable[[], None]
     """Ends it from outside: the engine is gone or hung."""
-    prompt_tokens: int = 0
-    """Of the prompt that is computed first; 0 where its KV blocks are fetched."""
+    prompt_tokens: int | None = 0
+    """Of the prompt that is computed first; None where nothing is computed at all."""
     seen: int = 0
     """Beats at the last tick."""
+    proves: bool = True
+    """What comes of it shows that the engine computes."""
 
     @property
     def owed(self) -> bool:
-        return not self.answer.paused and not self.answer.complete
+        return self.prompt_tokens is not None and not self.answer.paused and not self.answer.complete
 
     @property
     def writing(self) -> bool:
-        return self.seen > 0
+        return self.proves and self.seen > 0
 
     def moved(self) -> bool:
         """Whether a token came since the last call. A refusal is none: the front end writes it without the engine."""
         beats = self.answer.beats if self.answer.status == 200 else 0
         seen, self.seen = self.seen, beats
-        return beats != seen
+        return self.proves and beats != seen
 
 
 @dataclass(eq=False, slots=True)
@@ -105,7 +107,7 @@ class Slot:
     @property
     def longest_prompt(self) -> int:
         """In tokens, of those that wait for their first."""
-        return max((watch.prompt_tokens for watch in self.watches if watch.owed and not watch.writing), default=0)
+        return max((watch.prompt_tokens or 0 for watch in self.watches if watch.owed and not watch.writing), default=0)
 
     @property
     def writing(self) -> bool:
@@ -216,6 +218,7 @@ class Fleet:
 
     def gave_token(self, endpoint: Endpoint) -> None:
         if slot := self._slot(endpoint):
+            slot.moved = True
             self._set(slot, quarantine.succeeded(slot.breaker, self._clock()))
 
     def failed(self, endpoint: Endpoint, reason: Reason) -> None:

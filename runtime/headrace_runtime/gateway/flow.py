@@ -27,7 +27,7 @@ from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.journey import Journey, Means, served_by
 from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.reload import Live
-from headrace_runtime.gateway.request import parse
+from headrace_runtime.gateway.request import parse, trace_of
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
 
@@ -36,7 +36,7 @@ CANARY_HEADER = "x-headrace-canary"
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Handler of `/v1/chat/completions` and `/v1/completions`."""
+    """Handler of the engines' routes (`request.ROUTES`)."""
 
     live: Live
     admission: Admission
@@ -52,8 +52,8 @@ class Flow:
         try:
             caller = self.admission.caller(request.headers)
             record.key = caller.key
-            served_name, canary = self.live.contract.served_name, request.headers.get(CANARY_HEADER)
-            facts = parse(request.path, request.body, served_name, canary)
+            canary, trace = request.headers.get(CANARY_HEADER), trace_of(request.headers)
+            facts = parse(request.path, request.body, self.live.contract.served_name, canary, trace)
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
             async with self.admission.admitted(caller, record) as limits:
                 answer.also = limits

@@ -17,11 +17,12 @@ import orjson
 from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.fleet import Fleet, Slot
 from headrace_runtime.gateway.quarantine import Reason
+from headrace_runtime.gateway.request import COMPLETIONS
 from headrace_runtime.gateway.upstream import EngineError, Pool
 
 log = logging.getLogger(__name__)
 
-PROBE_ID = "headrace-probe"
+PROBE_HEADERS = (("x-request-id", "headrace-probe"),)
 COMPUTED = (b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total", b"vllm:kv_cache_usage_perc",
             b"vllm:iteration_tokens_total_count")  # fmt: skip
 """Series of vLLM that move only when the engine itself does a step; the front end alone never moves them."""
@@ -147,7 +148,7 @@ class Warden:
     async def _gives_token(self, url: str) -> bool:
         """A refusal (4xx) counts too: it is well, and no completion is what it serves."""
         try:
-            exchange = await self._pool.post(url, "/v1/completions", self._probe_body, PROBE_ID)
+            exchange = await self._pool.post(url, COMPLETIONS, self._probe_body, PROBE_HEADERS)
             try:
                 await exchange.whole()
             finally:

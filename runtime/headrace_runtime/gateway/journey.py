@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT_SECONDS = 1.0
+FRONT_END_SECONDS = 30.0
+"""Of what an engine answers without computing: its silence is not watched for."""
 NOT_IMPLEMENTED = 501
 """A 5xx that says nothing of the engine's health."""
 
@@ -110,9 +112,9 @@ class Journey:
                 except EngineError as error:
                     last = error
                     continue
-                if first.status == 200:
+                if first.status == 200 and self.facts.computed:
                     self.means.fleet.gave_token(choice.decode)
-                with self._watched(choice.decode, first.exchange):
+                with self._watched(choice.decode, first.exchange, self.facts.computed):
                     yield first
                 return
         if last is None:
@@ -154,7 +156,8 @@ class Journey:
         """The decode engine computes the prompt itself."""
         self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
         body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
-        return await self._ask(engine, body, self.facts.stream)
+        seconds = None if self.facts.computed else FRONT_END_SECONDS
+        return await self._ask(engine, body, self.facts.stream, seconds)
 
     async def _transferred(self, prefill: Endpoint, engine: Endpoint, transfer: Transfer) -> First:
         """The decode engine fetches the prompt's KV blocks from `prefill`."""
@@ -241,14 +244,15 @@ class Journey:
 
     async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
         """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
-        pool, path, request_id = self.means.pool, self.facts.path, self.record.request_id
-        exchange = await pool.post(engine.url, path, body, request_id)
+        pool, path = self.means.pool, self.facts.path
+        headers = (("x-request-id", self.record.request_id), *self.facts.trace)
+        exchange = await pool.post(engine.url, path, body, headers)
         try:
             return await self._begin(engine, exchange, streamed)
         except EngineError as error:
             if not exchange.reused or exchange.status or error.cause != "reset":
                 raise
-        return await self._begin(engine, await pool.post(engine.url, path, body, request_id, fresh=True), streamed)
+        return await self._begin(engine, await pool.post(engine.url, path, body, headers, fresh=True), streamed)
 
     async def _begin(self, engine: Endpoint, exchange: Exchange, streamed: bool) -> First:
         with self._guarded(engine, exchange):
@@ -256,6 +260,8 @@ class Journey:
             if exchange.status != 200 or not streamed:
                 return _whole(exchange, exchange.status, await exchange.whole())
             payload = await exchange.first_event()
+            while not (exchange.complete or assemble.begun(self.facts.path, payload)):
+                payload += await exchange.first_event()
             error = assemble.error_of(payload)
             if error is None:
                 return First(exchange, 200, payload, streaming=True)
@@ -281,15 +287,17 @@ class Journey:
     def _guarded(self, engine: Endpoint, exchange: Exchange) -> Iterator[None]:
         """Close the exchange when this ends badly; end it when the engine goes or hangs."""
         try:
-            with self._watched(engine, exchange):
+            with self._watched(engine, exchange, self.facts.begun_by_engine):
                 yield
         except BaseException:
             exchange.abort()
             raise
 
-    def _watched(self, engine: Endpoint, exchange: Exchange) -> AbstractContextManager[None]:
+    def _watched(self, engine: Endpoint, exchange: Exchange, proves: bool) -> AbstractContextManager[None]:
+        """`proves`: what the engine sends shows that it computes."""
         silent = EngineError("silent", f"{engine.name} is gone, or owed an answer and sent nothing")
-        watch = Watch(exchange, lambda: exchange.fail(silent), self.facts.prompt_tokens, exchange.beats)
+        tokens = self.facts.prompt_tokens if self.facts.computed else None
+        watch = Watch(exchange, lambda: exchange.fail(silent), tokens, exchange.beats, proves)
         return self.means.fleet.watching(engine, watch)
 
 

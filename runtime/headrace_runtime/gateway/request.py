@@ -5,6 +5,7 @@ byte for byte as the client sent it, so that every field an engine knows works w
 that may have to go on elsewhere also asks for the ids of its tokens.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,12 +17,23 @@ from headrace_runtime.gateway import errors
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
+ROUTES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, TOKENIZE, DETOKENIZE)
+"""Of an engine's many routes those that clients reach, and no other: some of the rest stop it, or load what it is told.
+An engine that does not serve one of these says so itself."""
 BYTES_PER_TOKEN = 4
+TRACESTATE_LENGTH = 512
 RESERVED_PREFIX = "headrace_"
 """Of the members of `vllm_xargs` that the gateway alone sets."""
 
 Document = Mapping[str, Any]
+Headers = tuple[tuple[str, str], ...]
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(r"[\x20-\x7e]+")
 # What the prefill engine returns is read for its transfer parameters alone. Of the client's fields these would make the
 # copy invalid beside `max_tokens: 1` and `stream: false` (stream_options, min_tokens), cost something for nothing
 # (logprobs, token ids), or end the answer by another cause than its length (stop), after which not every connector of
@@ -52,21 +64,33 @@ class Facts:
     resumable: bool = False
     """Whether its answer can go on at another engine from the ids of the tokens that were delivered."""
     canary: str | None = None
+    trace: Headers = ()
+    """The client's trace context, for the engines to go on with."""
 
     @property
     def wants_token_ids(self) -> bool:
         return self.document.get("return_token_ids") is True
 
+    @property
+    def computed(self) -> bool:
+        """Whether the engine computes the answer. Else its front end writes it alone."""
+        return self.path not in (TOKENIZE, DETOKENIZE)
 
-def parse(path: str, body: bytes, served_name: str, canary: str | None = None) -> Facts:
-    """Read a body of `/v1/chat/completions` or `/v1/completions`. Raises RequestError (400, 404)."""
+    @property
+    def begun_by_engine(self) -> bool:
+        """Whether the answer's first bytes come from what was computed: that of a response tells its id before."""
+        return self.computed and self.path != RESPONSES
+
+
+def parse(path: str, body: bytes, served_name: str, canary: str | None = None, trace: Headers = ()) -> Facts:
+    """Read a body of one of `ROUTES`. Raises RequestError (400, 404)."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise errors.malformed(f"The body is not valid JSON: {error}.") from None
     if not isinstance(document, dict):
         raise errors.malformed("The body must be a JSON object.")
-    model = document.get("model")
+    model = document.get("model", served_name if path in (TOKENIZE, DETOKENIZE) else None)
     if not isinstance(model, str):
         raise errors.malformed("`model` must be given, as a string.", "model")
     if model != served_name:
@@ -80,11 +104,22 @@ def parse(path: str, body: bytes, served_name: str, canary: str | None = None) -
         body=body,
         document=document,
         stream=bool(stream),
-        prompt_tokens=_chat_tokens(document) if path == CHAT else _prompt_tokens(document.get("prompt")),
-        splittable=_splittable(document),
-        resumable=_resumable(document),
+        prompt_tokens=_tokens_to_compute(path, document),
+        splittable=path in (CHAT, COMPLETIONS) and _splittable(document),
+        resumable=path in (CHAT, COMPLETIONS) and _resumable(document),
         canary=canary,
+        trace=trace,
     )
+
+
+def trace_of(headers: Mapping[str, str]) -> Headers:
+    """The W3C trace context among a client's headers, where it is one: it goes into the engines' headers."""
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if not _TRACEPARENT.fullmatch(parent):
+        return ()
+    if len(state) > TRACESTATE_LENGTH or not _TRACESTATE.fullmatch(state):
+        return (("traceparent", parent),)
+    return (("traceparent", parent), ("tracestate", state))
 
 
 def prefill_body(facts: Facts) -> bytes:
@@ -157,8 +192,16 @@ def _text_tokens(text: str) -> int:
     return size // BYTES_PER_TOKEN
 
 
-def _chat_tokens(document: Document) -> int:
-    messages = document.get("messages")
+def _tokens_to_compute(path: str, document: Document) -> int:
+    if path == CHAT:
+        return _chat_tokens(document.get("messages"))
+    if path == COMPLETIONS:
+        return _prompt_tokens(document.get("prompt"))
+    given = document.get("input") if path in (RESPONSES, EMBEDDINGS) else None
+    return _chat_tokens(given) if path == RESPONSES and not isinstance(given, str) else _prompt_tokens(given)
+
+
+def _chat_tokens(messages: object) -> int:
     if not isinstance(messages, list):
         return 0
     contents = [message.get("content") for message in messages if isinstance(message, dict)]

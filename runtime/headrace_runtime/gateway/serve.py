@@ -14,6 +14,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import orjson
 import uvloop
@@ -31,7 +32,7 @@ from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
 from headrace_runtime.gateway.reload import ContractFile, Live, Reloader, Result, What
-from headrace_runtime.gateway.request import CHAT, COMPLETIONS
+from headrace_runtime.gateway.request import ROUTES
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
 from headrace_runtime.gateway.upstream import Pool
 
@@ -138,18 +139,26 @@ class Gateway:
     # The public port
 
     def _routes(self) -> Routes:
+        served = self._contract.served_name
         return {
-            CHAT: {"POST": self._flow},
-            COMPLETIONS: {"POST": self._flow},
+            **{path: {"POST": self._flow} for path in ROUTES},
             "/v1/models": {"GET": self._models},
+            **{f"/v1/models/{name}": {"GET": self._model} for name in {served, quote(served, safe="")}},
             "/health": {"GET": self._health},
         }
 
     async def _models(self, request: Request, answer: Answer) -> None:
+        """Told without an engine: one tells its model's folder too, which is nobody's business."""
         self._admission.caller(request.headers)
-        model = {"id": self._contract.served_name, "object": "model", "created": 0, "owned_by": "headrace"}
-        body = orjson.dumps({"object": "list", "data": [model]})
+        body = orjson.dumps({"object": "list", "data": [self._card()]})
         answer.send(200, [("content-type", "application/json")], body)
+
+    async def _model(self, request: Request, answer: Answer) -> None:
+        self._admission.caller(request.headers)
+        answer.send(200, [("content-type", "application/json")], orjson.dumps(self._card()))
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self._contract.served_name, "object": "model", "created": 0, "owned_by": "headrace"}
 
     async def _health(self, request: Request, answer: Answer) -> None:
         """200 while some engine can answer."""

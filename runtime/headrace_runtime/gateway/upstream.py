@@ -8,7 +8,7 @@ broken.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -288,10 +288,14 @@ class Pool:
         self.pacer = Pacer(asyncio.get_running_loop().call_soon)
         self._idle: dict[tuple[str, int], dict[Connection, None]] = {}
 
-    async def post(self, url: str, target: str, body: bytes, request_id: str, fresh: bool = False) -> Exchange:
-        """Send a JSON body; on a new connection where `fresh`. Raises EngineError("connect")."""
-        headers = f"content-type: application/json\r\nx-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n"
-        return await self._ask(url, f"POST {target}", headers, body, fresh)
+    async def post(
+        self, url: str, target: str, body: bytes, headers: Iterable[tuple[str, str]], fresh: bool = False
+    ) -> Exchange:
+        """Send a JSON body; on a new connection where `fresh`. `headers` hold nothing that a client could have made up
+        freely. Raises EngineError("connect")."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        head = f"content-type: application/json\r\n{lines}content-length: {len(body)}\r\n"
+        return await self._ask(url, f"POST {target}", head, body, fresh)
 
     async def get(self, url: str, target: str) -> Exchange:
         """Raises EngineError("connect")."""
