@@ -424,7 +424,7 @@ async def test_public_routes_answer_and_others_do_not() -> None:
 ENGINES_OWN = (
     "/metrics", "/load", "/version", "/server_info", "/tokenizer_info", "/kv_event_sources", "/is_sleeping", "/sleep",
     "/wake_up", "/pause", "/resume", "/abort_requests", "/reset_prefix_cache", "/reset_mm_cache", "/collective_rpc",
-    "/release_kv_cache_memory", "/update_weights", "/init_weight_transfer_engine", "/scale_elastic_ep", "/start_profile",
+    "/release_kv_cache_memory", "/update_weights", "/init_weight_transfer_engine", "/scale_elastic_ep", "/profile",
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/invocations", "/ping", "/docs", "/openapi.json",
     "/v1/completions/render", "/inference/v1/generate", "/v1/responses/resp_1", "/v1/responses/resp_1/cancel",
     "/v1//completions", "/v1/completions/", "/%76%31/completions", "/v1/completions/../../sleep",
