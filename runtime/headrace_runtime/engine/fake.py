@@ -24,12 +24,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from headrace_runtime.contract import REPLAY_FIELD
+from headrace_runtime.engine import fake_routes
 
-Fault = Literal["none", "status", "error_line", "stall", "cut", "reset", "hang_transfer", "hang"]
+Fault = Literal["none", "status", "error_line", "error_event", "stall", "cut", "torn", "reset", "hang_transfer", "hang"]
 """What goes wrong with every completion. status: an HTTP 500 · error_line: vLLM's error event inside HTTP 200 ·
-stall: silence from token `at` on · cut: the connection ends before token `at` · reset: it ends before any byte ·
-hang_transfer: an answer that is to start from transferred KV never does · hang: as after SIGSTOP, connections are made
-and nothing is answered, `/health` included, until another fault is set."""
+error_event: the same in place of token `at`, as when its core dies · stall: silence from token `at` on · cut: the
+connection ends before token `at`, or before the last event · torn: it ends within token `at` · reset: it ends before
+any byte · hang_transfer: an answer that is to start from transferred KV never does · hang: as after SIGSTOP,
+connections are made and nothing is answered, `/health` included, until another fault is set."""
 
 Document = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,15 +60,18 @@ class Script:
     error_code: int = 503
     """In the error line, and the status of fault `status`."""
     healthy: bool = True
+    embedding: int = 0
+    """Length of an embedding; 0 where the model has none, and so no such route."""
 
 
 class FakeEngine:
-    """One engine. `script` may be changed while it runs; `seen` holds every completion's body, `aborted` counts
-    clients that left before their answer's end."""
+    """One engine. `script` may be changed while it runs; `seen` holds every completion's body, `headers` its headers;
+    `aborted` counts clients that left before their answer's end."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.seen: list[Document] = []
+        self.headers: list[dict[str, str]] = []
         self.aborted = 0
         self.url = ""
         self._changed = asyncio.Event()
@@ -75,6 +80,7 @@ class FakeEngine:
         self._registry = CollectorRegistry()
         self._running = Gauge("vllm:num_requests_running", "Requests being computed", registry=self._registry)
         self._sources = Counter("vllm:prompt_tokens_by_source", "Prompt tokens", ["source"], registry=self._registry)
+        self._generated = Counter("vllm:generation_tokens", "Tokens of answers", registry=self._registry)
 
     @property
     def running(self) -> int:
@@ -109,6 +115,10 @@ class FakeEngine:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/v1/responses", self._complete)
+        app.router.add_post("/v1/embeddings", self._embed)
+        app.router.add_post("/tokenize", fake_routes.tokenize)
+        app.router.add_post("/detokenize", fake_routes.detokenize)
         return app
 
     @web.middleware
@@ -133,9 +143,11 @@ class FakeEngine:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         document = await request.json()
         self.seen.append(document)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        answer = self._respond if request.path == "/v1/responses" else self._answer
         self._running.inc()
         try:
-            return await self._answer(request, document)
+            return await answer(request, document)
         except (asyncio.CancelledError, ConnectionResetError):
             self.aborted += 1
             raise
@@ -161,6 +173,18 @@ class FakeEngine:
             await self._wait_for(request, span)
         return web.json_response(answer.whole(self._transfer_parameters(document, answer)))
 
+    async def _respond(self, request: web.Request, document: Document) -> web.StreamResponse:
+        if self.script.fault == "status":
+            return _error(self.script.error_code, "scripted failure")
+        return await fake_routes.respond(
+            request, document, self.script.tokens, lambda number: self._wait_for(request, slice(number, number + 1))
+        )
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        if not self.script.embedding:
+            raise web.HTTPNotFound(text='{"detail":"Not Found"}', content_type="application/json")
+        return fake_routes.embed(await request.json(), self.script.embedding)
+
     async def _compute_prompt(self, document: Document, tokens: int) -> None:
         transferred = (document.get("kv_transfer_params") or {}).get("do_remote_prefill")
         if transferred and self.script.fault == "hang_transfer":
@@ -179,19 +203,31 @@ class FakeEngine:
             await asyncio.Event().wait()
         if span.start and script.itl:
             await asyncio.sleep(script.itl)
+        self._generated.inc(span.stop - span.start)
 
     async def _stream(self, request: web.Request, answer: "_Answer") -> web.StreamResponse:
         response = await _open_stream(request)
         for span in answer.spans:
             await self._wait_for(request, span)
-            await response.write(b"".join(map(_event, answer.chunks(span))))
+            events = b"".join(map(_event, answer.chunks(span)))
+            if self.script.fault == "error_event" and span.stop > self.script.at:
+                return await self._refuse_in(response)
+            if self.script.fault == "torn" and span.stop > self.script.at:
+                await response.write(events[: len(events) // 2])
+                await asyncio.sleep(0.01)  # the half event goes out before the connection does
+                _end_connection(request)
+            await response.write(events)
+        if self.script.fault == "cut":
+            _end_connection(request)
         if answer.wants_usage:
             await response.write(_event(answer.usage_chunk()))
         await response.write(b"data: [DONE]\n\n")
         return response
 
     async def _error_line(self, request: web.Request) -> web.StreamResponse:
-        response = await _open_stream(request)
+        return await self._refuse_in(await _open_stream(request))
+
+    async def _refuse_in(self, response: web.StreamResponse) -> web.StreamResponse:
         code = self.script.error_code
         await response.write(_event({"error": {"message": "scripted refusal", "type": "scripted", "code": code}}))
         await response.write(b"data: [DONE]\n\n")
@@ -234,6 +270,7 @@ class _Answer:
         self._counts_on = self.wants_usage and bool(options.get("continuous_usage_stats"))
         self._returns_ids = bool(document.get("return_token_ids"))
         self._logprobs = document.get("logprobs") not in (None, False)
+        self._choices: int = document.get("n") or 1
         self._script = script
         self._call_id = f"chatcmpl-tool-{uuid.uuid4().hex}"
 
@@ -244,7 +281,8 @@ class _Answer:
         choice = {"index": 0, **said, "logprobs": self._scores(everything), "finish_reason": "length"}
         kind = "chat.completion" if self.chat else "text_completion"
         usage = self._usage(self.tokens)
-        return self._document(kind, [choice | self._ids(everything)]) | {"usage": usage, "kv_transfer_params": transfer}
+        choices = [choice | self._ids(everything) | {"index": index} for index in range(self._choices)]
+        return self._document(kind, choices) | {"usage": usage, "kv_transfer_params": transfer}
 
     def chunks(self, span: slice) -> list[Document]:
         """The events of these tokens. The first of a chat come after one that holds the role alone."""
@@ -257,7 +295,11 @@ class _Answer:
             events[-1]["usage"] = self._usage(span.stop)
         if span.start == 0 and self._returns_ids:
             (events[0] if self.chat else events[0]["choices"][0])["prompt_token_ids"] = list(range(self.prompt_tokens))
-        return events
+        return [
+            event | {"choices": [event["choices"][0] | {"index": index}]}
+            for event in events
+            for index in range(self._choices)
+        ]
 
     def usage_chunk(self) -> Document:
         return self._chunk([]) | {"usage": self._usage(self.tokens)}
@@ -308,6 +350,7 @@ class _Answer:
         return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": model, "choices": choices}
 
     def _usage(self, tokens: int) -> Document:
+        tokens *= self._choices
         total = self.prompt_tokens + tokens
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
 
