@@ -32,7 +32,7 @@ Changed = Callable[[What, Result], None]
 class ContractFile:
     """Where the contract is written. `read` raises OSError or ValueError."""
 
-    file: Path
+    path: Path
     read: Callable[[Path], GatewayContract]
 
 
@@ -45,11 +45,11 @@ class Live:
 
 
 class Reloader:
-    """Looks, reads, and tells `changed`. `source` None: the contract is in no file."""
+    """Looks, reads, and tells `changed`. `file` None: the contract is in no file."""
 
-    def __init__(self, live: Live, source: ContractFile | None, changed: Changed) -> None:
+    def __init__(self, live: Live, file: ContractFile | None, changed: Changed) -> None:
         self._live = live
-        self._source = source
+        self._file = file
         self._changed = changed
         folder = live.contract.keys_folder
         self._folder = Path(folder) if folder is not None else None
@@ -65,7 +65,7 @@ class Reloader:
 
     def look(self) -> None:
         """Read what has changed since the last look."""
-        if self._source is not None and (mark := _mark(self._source.file)) != self._contract_mark:
+        if self._file is not None and (mark := _mark(self._file.path)) != self._contract_mark:
             self._contract_mark = mark
             self._try("contract", self._read_contract)
         if self._folder is not None and (mark := _mark(self._folder)) != self._keys_mark:
@@ -81,8 +81,8 @@ class Reloader:
             self._changed(what, "refused")
 
     def _read_contract(self) -> bool:
-        assert self._source is not None
-        written, running = self._source.read(self._source.file), self._live.contract
+        assert self._file is not None
+        written, running = self._file.read(self._file.path), self._live.contract
         if without_live(written) != without_live(running):
             log.warning("the contract was changed in fields that only a new process takes up")
         self._live.contract = live_update(running, written)

@@ -42,18 +42,18 @@ SPARE_FILES = 256
 """Open files beside the connections: logs, the watch of the pods, the admin port."""
 
 
-def main(contract: GatewayContract, place: Place, source: ContractFile) -> None:
-    """Run until SIGTERM or SIGINT; `source` is where the contract was read. Raises OSError where a port cannot be
+def main(contract: GatewayContract, place: Place, file: ContractFile) -> None:
+    """Run until SIGTERM or SIGINT; `file` is where the contract was read. Raises OSError where a port cannot be
     had."""
     _raise_file_limit(2 * contract.max_connections + SPARE_FILES)
-    uvloop.run(_until_told(contract, place, source))
+    uvloop.run(_until_told(contract, place, file))
 
 
-async def _until_told(contract: GatewayContract, place: Place, source: ContractFile) -> None:
+async def _until_told(contract: GatewayContract, place: Place, file: ContractFile) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    gateway = Gateway(contract, _listen_on(place.address), source)
+    gateway = Gateway(contract, _listen_on(place.address), file)
     async with gateway.running():
         log.info("gateway %s serves %s on port %d", place.name, contract.deployment, gateway.port)
         _spare_the_collector()
@@ -63,7 +63,7 @@ async def _until_told(contract: GatewayContract, place: Place, source: ContractF
 class Gateway:
     """A gateway in the running event loop. `port` and `admin_port` are the real ones where the contract says 0."""
 
-    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1", source: ContractFile | None = None) -> None:
+    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1", file: ContractFile | None = None) -> None:
         self._contract = contract
         self._host = host
         self.fleet = Fleet(contract.silence_seconds)
@@ -76,7 +76,7 @@ class Gateway:
         self._admission = Admission(self._live, self._telemetry)
         self._telemetry.queue.set_function(lambda: self._admission.waiting)
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
-        self._reloader = Reloader(self._live, source, self._reloaded)
+        self._reloader = Reloader(self._live, file, self._reloaded)
         self._flow = Flow(self._live, self._admission, self.fleet, self._pool, self._telemetry)
         self._server = Server(self._routes(), Limits(connections=contract.max_connections))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
