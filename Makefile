@@ -39,6 +39,7 @@ lock: | $(UV) ## Resolve the dependencies anew into the lock files (hashes, no a
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header $(ENGINE_PLATFORM) --extra gateway pyproject.toml runtime/engine-requirements.in --constraint $(CACHE)/engine-constraints.txt --overrides runtime/engine-overrides.in -o runtime/engine-requirements.lock
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_36 --override local/engine/overrides.in local/engine/requirements.in -o local/engine/requirements.lock
 	$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 local/engine/models.in -o local/engine/models.lock
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_36 bench/vllm_router.in -o bench/vllm_router.lock
 
 .PHONY: guard
 guard: ## Folders that break Python when they become packages
@@ -84,12 +85,20 @@ test-runtime: install ## Against real vLLM engines and Ray, as processes of this
 test-cluster: install ## Against a real cluster of three nodes with the built images
 	$(PYTEST) -q --timeout 600 tests/cluster
 
+.PHONY: test-chaos
+test-chaos: install ## Engines and gateways killed under load, a few times (all of it: make chaos)
+	$(PYTEST) -q --timeout 600 tests/chaos
+
+.PHONY: chaos
+chaos: install ## Every fault of chaos/scenarios, many times (RUNS=n each), into docs/recovery.md; hours
+	$(BIN)/python -m chaos run --results docs/recovery.json $(if $(RUNS),--runs $(RUNS)) $(SCENARIOS) ; status=$$? ; $(BIN)/python -m chaos table && exit $$status
+
 .PHONY: test-gpu
 test-gpu: install ## On a machine with an NVIDIA GPU and the engine image
 	$(PYTEST) -q --timeout 1800 -m gpu tests/gpu
 
 .PHONY: test
-test: check test-api test-runtime test-cluster ## Everything, the real cluster included (sets up what it needs)
+test: check test-api test-runtime test-chaos test-cluster ## Everything, the real cluster included (sets up what it needs)
 
 .PHONY: golden-update
 golden-update: install ## Write the golden files anew; read the difference before you commit it
@@ -104,6 +113,7 @@ generate: install ## Write the files that are made from code: CRDs, chart rules,
 verify: install ## Fails where a generated file is not what the code makes
 	$(BIN)/python -m headrace_operator.generate --check
 	$(BIN)/python -m local.chart --check
+	$(BIN)/python -m chaos table --check
 
 .PHONY: engine
 engine: install ## The environment of the engine on CPU, in the cache (2.4 GB, half a minute)

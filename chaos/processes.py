@@ -6,11 +6,8 @@ that a greedy answer is the same whoever else is in the batch: answers are then 
 """
 
 import functools
-import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from chaos.machine import children, fetch, free_ports, resident
 from chaos.scenario import Deployment, Scenario
 from chaos.world import Blow
 from headrace_runtime.contract import (
@@ -45,8 +42,6 @@ LOOPBACK = "127.0.0.1"
 MODEL = "tiny"
 VOCABULARY = 4000
 KV_BYTES = 256 * 1024**2
-PORTS = range(20000, 32000)
-"""Below those that the kernel gives out by itself: a port must still be free when an engine takes it again."""
 SIMULATED_ITL = 0.02
 SIMULATED_TTFT = 0.05
 READY_SECONDS = 240.0
@@ -103,7 +98,7 @@ class Part:
     def core(self) -> int:
         """The process that holds the model."""
         server = self.server()
-        return server if self.agent_url is None else max(children(server), key=_resident)
+        return server if self.agent_url is None else max(children(server), key=resident)
 
     def server(self) -> int:
         """The process that answers HTTP."""
@@ -179,8 +174,6 @@ class Processes:
     # ---- faults
 
     def strike(self, scenario: Scenario, target: str) -> Blow:
-        if scenario.fault == "gateway_killed":
-            return self._kill_gateway()
         part = self._parts[target]
         strikes: dict[str, Callable[[Part], Callable[[], None]]] = {
             "engine_killed": lambda one: _signal(one.core(), signal.SIGKILL),
@@ -198,15 +191,6 @@ class Processes:
                 and answers(part.endpoint.url)
             ),
             undo=undo,
-        )
-
-    def _kill_gateway(self) -> Blow:
-        pid = self._gateway.pid
-        os.kill(pid, signal.SIGKILL)
-        return Blow(
-            "gateway",
-            detected=lambda: self._gateway.pid != pid,
-            whole=lambda: self._gateway.pid != pid and self._serve(self._parts),
         )
 
     # ---- how it is done
@@ -287,51 +271,10 @@ def opened(deployment: Deployment) -> Iterator[Processes]:
         world.close()
 
 
-def fetch(url: str) -> dict[str, Any]:
-    """JSON. OSError: no answer within two seconds, or another status than 200."""
-    with urllib.request.urlopen(url, timeout=2) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
-
-
 def answers(url: str) -> bool:
     """Whether an engine's server says that it is well. OSError: it does not answer."""
     with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
         return bool(answer.status == 200)
-
-
-def free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"fewer than {count} ports are free in {PORTS}")
-
-
-def children(pid: int) -> list[int]:
-    """The processes that it started and that live."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(parent) == pid and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _lives(part: Part) -> int:

@@ -5,6 +5,7 @@ A load, the fault as often as asked, the journal judged; then the planted arm, w
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ from chaos.journal import Entry, Strike, Truth
 from chaos.load import Plan
 from chaos.oracle import Verdict, judge
 from chaos.questions import Shape, is_long, questions
-from chaos.scenario import Expectation, Oracle, Scenario
+from chaos.scenario import Expectation, Scenario
 from chaos.world import World
 from local.errors import LocalError
 
@@ -40,8 +41,8 @@ class Outcome:
     """Expectations that did not hold, a sentence each."""
     caught: dict[str, str]
     """Of each planted arm, what was found. Empty: it passed, so the scenario proves nothing."""
-    errors: list[str] = field(default_factory=list)
-    """How requests ended that were lost, some of them."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """How requests ended that were lost: status and words, and how often."""
 
     @property
     def ok(self) -> bool:
@@ -73,23 +74,23 @@ def run(scenario: Scenario, world: World, runs: int, seed: int, say: Say) -> Out
     caught = spoiled(scenario, (entries, strikes), right)
     if scenario.planted == "gateway_gives_up":
         caught["a gateway that neither tries again nor resumes"] = _planted(arm)
-    errors = sorted({f"{entry.status} {entry.error}" for entry in entries if not entry.complete})
-    return Outcome(scenario, seed, verdict, list(scenario.expect.broken_by(verdict).values()), caught, errors[:10])
+    errors = Counter(f"{entry.status} {entry.error}" for entry in entries if not entry.complete)
+    return Outcome(scenario, seed, verdict, list(scenario.expect.broken_by(verdict).values()), caught, dict(errors))
 
 
 def spoiled(scenario: Scenario, journal: Journal, right: list[Truth]) -> dict[str, str]:
     """What the oracles find in the run's own journal once it is spoiled, that they did not find in it before."""
 
-    def broken_by(one: Journal) -> dict[Oracle, str]:
-        return scenario.expect.broken_by(judge(one[0], right, one[1], scenario.patience_seconds))
+    def judged(one: Journal) -> Verdict:
+        return judge(one[0], right, one[1], scenario.patience_seconds)
 
-    asked = scenario.expect.asked()
-    before = broken_by(journal)
+    true = judged(journal)
     caught = {}
     for one in SPOILS:
-        if one.oracle in asked:
-            found = broken_by(one.spoil(journal)).get(one.oracle, "")
-            caught[one.name] = found if found != before.get(one.oracle) else ""
+        if one.oracle in scenario.expect.asked():
+            verdict = judged(one.spoil(journal))
+            worse = getattr(verdict, one.oracle) != getattr(true, one.oracle)
+            caught[one.name] = scenario.expect.broken_by(verdict).get(one.oracle, "") if worse else ""
     return caught
 
 

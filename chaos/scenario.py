@@ -24,6 +24,7 @@ between the prefill engine and a decode engine, silently."""
 
 
 Oracle = Literal["lost", "duplicated", "mismatched", "detect", "recover", "whole"]
+"""By the names of `Verdict`'s fields."""
 
 
 class Frozen(BaseModel):

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.console import Console
 
-from chaos import processes
+from chaos import cluster, processes
 from chaos.run import Outcome, run
 from chaos.scenario import Deployment, Scenario
 from chaos.world import World
@@ -34,7 +34,7 @@ class Suite:
                     yield outcome
 
     def _opened(self, world: str, deployment: Deployment) -> AbstractContextManager[World]:
-        return processes.opened(deployment)
+        return cluster.opened(deployment) if world == "cluster" else processes.opened(deployment)
 
     def show(self, outcome: Outcome) -> None:
         verdict, say = outcome.verdict, self.console.print
@@ -44,7 +44,7 @@ class Suite:
             f"({verdict.struck} struck), lost {verdict.lost}, duplicated {verdict.duplicated}, "
             f"mismatched {verdict.mismatched}, longest silence {verdict.longest_silence:.1f} s"
         )
-        for sentence in [*outcome.broken, *outcome.errors]:
+        for sentence in [*outcome.broken, *(f"{count} times: {how}" for how, count in outcome.errors.items())]:
             say(f"  [red]{sentence}[/]")
         for arm, found in outcome.caught.items():
             say(f"  planted, {arm}: {found or '[red]NOT found[/]'}", style="dim")
