@@ -67,8 +67,18 @@ def test_a_removed_block_ends_what_an_engine_holds() -> None:
     made = index("a", "b")
     for engine in ("a", "b"):
         made.store(engine, stored(1, 2, 3))
-    made.remove("a", [stored(1, 2, 3).names[1]])
+    made.remove("a", stored(1, 2, 3).names[1:])
     assert made.held(path(1, 2, 3), 0.0) == {"a": 4, "b": 12}
+
+
+def test_finds_where_each_of_many_engines_ends_in_a_long_prompt() -> None:
+    engines = [f"e{number}" for number in range(100)]
+    made = index(*engines)
+    blocks = list(range(200))
+    for number, engine in enumerate(engines):
+        made.store(engine, stored(*blocks[: 2 * number]))
+    expected = {engine: 2.0 * number * BLOCK for number, engine in enumerate(engines) if number}
+    assert made.held(path(*blocks), 0.0) == expected
 
 
 def test_a_cleared_engine_holds_nothing_and_others_keep_what_they_have() -> None:
@@ -219,9 +229,10 @@ def test_says_what_a_set_per_engine_would_say(made: list[tuple[str, str, list[in
         if what == "store":
             found.store(engine, stored(*blocks))
             plain[engine] |= set(beginnings)
-        elif what == "remove":
-            found.remove(engine, [stored(*blocks).names[-1]])
-            plain[engine].discard(beginnings[-1])
+        elif what == "remove":  # as engines do it: nothing stays that what goes was the beginning of
+            gone = {one for one in plain[engine] if one[: len(blocks)] == tuple(blocks)}
+            found.remove(engine, [hash(one) for one in gone])
+            plain[engine] -= gone
         else:
             found.clear(engine) if what == "clear" else found.leave(engine)
             found.join(engine)

@@ -2,8 +2,8 @@
 
 A prompt is a *path*: places in it, each a `key` for everything up to there and the number of tokens up to there
 (`prompts.py` makes paths). Engines are numbered, and a block knows its engines as bits of an integer for each tier
-(device, host, disk). A lookup walks the path once and intersects these integers: its cost follows the depth of the
-prompt, hardly the number of engines.
+(device, host, disk). A lookup intersects these integers along the path, not engine by engine: its cost follows the
+depth of the prompt (its logarithm, as a rule), hardly the number of engines.
 
 The index believes what engines say (`store`, `remove`, `clear`) and, for `HOPE_SECONDS`, what was just decided
 (`hope`): a prompt that was sent to an engine will be in its cache soon, so that equal prompts in a burst meet there.
@@ -219,20 +219,38 @@ class PrefixIndex:
     # Inside
 
     def _reach(self, path: Path, sources: Sequence[Mapping[int, int]]) -> dict[int, int]:
-        """How far each engine holds the path without a gap, in any of the sources: tokens by engine's number."""
-        reached: dict[int, int] = {}
-        alive, last = self._timely, 0
-        for key, tokens in path:
-            holders = 0
+        """How far each engine holds the path, in any of the sources: tokens by engine's number.
+
+        Steps that double, and halving where engines fell behind in one: engines drop a prompt's blocks from its end, so
+        that one which holds a place holds those before it. Where it does not, it is taken to hold more than it does.
+        """
+
+        def holders(place: int) -> int:
+            key, held = path[place][0], 0
             for source in sources:
-                holders |= source.get(key, 0)
-            if alive & ~holders:
-                _note(reached, alive & ~holders, last)
-                alive &= holders
-                if not alive:
-                    return reached
-            last = tokens
-        _note(reached, alive, last)
+                held |= source.get(key, 0)
+            return held
+
+        reached: dict[int, int] = {}
+
+        def settle(low: int, high: int, engines: int) -> None:
+            """Engines that hold place `low` and not `high`."""
+            while engines and high - low > 1:
+                middle = (low + high) // 2
+                beyond = engines & holders(middle)
+                settle(middle, high, beyond)
+                engines, high = engines & ~beyond, middle
+            if low >= 0:
+                _note(reached, engines, path[low][1])
+
+        alive, low, step, last = self._timely, -1, 1, len(path) - 1
+        while alive and low < last:
+            high = min(low + step, last)
+            beyond = alive & holders(high)
+            settle(low, high, alive & ~beyond)
+            alive, low, step = beyond, high, 2 * step
+        if low >= 0:
+            _note(reached, alive, path[low][1])
         return reached
 
     def _expire(self, now: float) -> None:
@@ -270,7 +288,7 @@ def _take(holders: dict[int, int], key: int, bit: int) -> None:
 
 
 def _note(reached: dict[int, int], engines: int, tokens: int) -> None:
-    while engines and tokens:
+    while engines:
         lowest = engines & -engines
         reached[lowest.bit_length() - 1] = tokens
         engines ^= lowest

@@ -9,6 +9,8 @@ long queue and computing a prompt again are thus weighed in the same unit. Where
 that is least-loaded routing, by tokens in place of requests.
 """
 
+import heapq
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -74,7 +76,7 @@ class Choice:
 
 
 def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", turn: int = 0) -> tuple[Choice, ...]:
-    """All engines that may serve the request, best first; empty where there is none.
+    """All engines that may serve the request, best first; empty where there is none. `engines` in an order that stays.
 
     - Only healthy, ready engines that are not draining; of the canary's revision where one is asked for.
     - Where a split is wanted, complete pairs come before engines without a partner. During a rollout that keeps long
@@ -84,8 +86,8 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
     - An engine that failed is not asked again, unless it is the only one.
     - PrefixAware: a decode engine that holds all of a prompt but `short` tokens is as good as a pair.
     """
-    usable = [engine for engine in engines if _usable(engine, need.canary)]
-    fresh = [engine for engine in usable if engine.endpoint.name not in need.tried]
+    usable = _usable(engines, need.canary)
+    fresh = [engine for engine in usable if engine.endpoint.name not in need.tried] if need.tried else usable
     writers = [engine for engine in fresh if engine.endpoint.role != "prefill"] or fresh
     if not writers and len(usable) == 1:
         writers = usable
@@ -132,28 +134,32 @@ def explain(need: Need, engines: Sequence[Engine], choices: Sequence[Choice], po
 
 
 def _by_cost(need: Need, prompt: Prompt, writers: Sequence[Engine], prefills: Sequence[Engine]) -> tuple[Choice, ...]:
-    """`rank` for PrefixAware. The engines are in turn, which decides between equals."""
+    """`rank` for PrefixAware, the best two only. The engines are in turn, which decides between equals."""
     costs = {engine.endpoint.name: cost(prompt, engine.endpoint.name) for engine in prefills}
     partners = _best_prefill(sorted(prefills, key=lambda engine: costs[engine.endpoint.name]))
-    ranked: list[tuple[bool, bool, float, int, Choice]] = []
+    enough = prompt.tokens - prompt.short if need.split else math.inf
+    ranked: list[tuple[bool, bool, float, int]] = []
     for place, engine in enumerate(writers):
         endpoint, name = engine.endpoint, engine.endpoint.name
         partner = _partner(endpoint, partners) if partners else None
-        held_already = need.split and prompt.tokens - prompt.held.get(name, 0.0) < prompt.short
+        held_already = prompt.held.get(name, 0.0) > enough
         if partner is None or held_already:
-            choice, total = Choice(endpoint), cost(prompt, name)
+            total = cost(prompt, name)
         else:
-            choice, total = Choice(endpoint, partner), costs[partner.name] + cost(prompt, name, FETCH_WEIGHT)
-        alone = need.split and not held_already and choice.prefill is None
-        ranked.append((alone, name in need.avoid, total, place, choice))
-    ranked.sort()
-    return tuple([choice for *_, choice in ranked])
+            total = costs[partner.name] + cost(prompt, name, FETCH_WEIGHT)
+        alone = need.split and partner is None and not held_already
+        ranked.append((alone, name in need.avoid, total, place))
+    choices = []
+    for *_, place in heapq.nsmallest(2, ranked):
+        endpoint = writers[place].endpoint
+        held_already = prompt.held.get(endpoint.name, 0.0) > enough
+        choices.append(Choice(endpoint, None if held_already else _partner(endpoint, partners)))
+    return tuple(choices)
 
 
-def _usable(engine: Engine, canary: str | None) -> bool:
-    endpoint = engine.endpoint
-    of_revision = canary is None or endpoint.revision == canary
-    return engine.healthy and endpoint.ready and not endpoint.draining and of_revision
+def _usable(engines: Iterable[Engine], canary: str | None) -> list[Engine]:
+    ready = [one for one in engines if one.healthy and one.endpoint.ready and not one.endpoint.draining]
+    return ready if canary is None else [one for one in ready if one.endpoint.revision == canary]
 
 
 def _in_order(engines: Iterable[Engine], policy: Policy, turn: int) -> list[Engine]:
@@ -163,9 +169,9 @@ def _in_order(engines: Iterable[Engine], policy: Policy, turn: int) -> list[Engi
 
 
 def _turned(engines: Iterable[Engine], turn: int) -> list[Engine]:
-    named = sorted(engines, key=lambda engine: engine.endpoint.name)
-    start = turn % len(named) if named else 0
-    return named[start:] + named[:start]
+    given = list(engines)
+    start = turn % len(given) if given else 0
+    return given[start:] + given[:start]
 
 
 def _best_prefill(engines: Iterable[Engine]) -> dict[tuple[str, str], Endpoint]:
