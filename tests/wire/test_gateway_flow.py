@@ -478,3 +478,17 @@ async def test_an_unhealthy_engine_is_left_out_and_comes_back() -> None:
         assert {(await w.ask()).headers["x-headrace-decode"] for _ in range(3)} == {"decode-1"}
         w.engines["decode-0"].become(healthy=True)
         await until(lambda: all(slot.healthy for slot in w.gateway.fleet.slots()))
+
+
+async def test_a_gateway_that_just_started_asks_its_engines_before_it_refuses() -> None:
+    async with FakeEngine(Script()).serving() as url, aiohttp.ClientSession() as client:
+        discovery = FixedDiscovery(endpoints=(endpoint("serve-0", url),))
+        ports = {"port": 0, "admin_port": 0, "access_log": False, "drain_seconds": 0.0}
+        contract = {"namespace": "n", "deployment": "d", "served_name": "fake", "discovery": discovery}
+        gateway = Gateway(GatewayContract.model_validate({**contract, **ports}))
+        async with gateway.running():
+            assert gateway.fleet.unheard
+            document = {"model": "fake", "prompt": SHORT, "max_tokens": TOKENS}
+            async with client.post(f"http://127.0.0.1:{gateway.port}/v1/completions", json=document) as response:
+                assert response.status == 200, await response.read()
+            assert not gateway.fleet.unheard

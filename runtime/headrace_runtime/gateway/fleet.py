@@ -101,6 +101,11 @@ class Slot:
         return self.endpoint.ready and not self.endpoint.draining
 
     @property
+    def unheard(self) -> bool:
+        """Nobody asked yet how it is."""
+        return self.breaker.reason == "new" and not self.checks_failed
+
+    @property
     def owes(self) -> bool:
         return any(watch.owed for watch in self.watches)
 
@@ -177,6 +182,11 @@ class Fleet:
             Engine(slot.endpoint, slot.healthy or (none_left and slot.breaker.reason != "new"), slot.load)
             for slot in self._slots.values()
         ]
+
+    @property
+    def unheard(self) -> bool:
+        """More engines may serve than is known yet: discovery or an engine's first health check is under way."""
+        return not self.discovered or any(slot.unheard and slot.may_serve for slot in self._slots.values())
 
     # What health checks and probes say
 

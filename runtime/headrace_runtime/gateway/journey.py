@@ -9,7 +9,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +18,12 @@ import orjson
 
 from headrace_runtime.contract import Endpoint, GatewayContract, Resume
 from headrace_runtime.gateway import assemble, errors
+from headrace_runtime.gateway.affinity import Affinity
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet, Watch
 from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.request import Facts, body_with_token_ids, decode_body, prefill_body
-from headrace_runtime.gateway.routing import Choice, Need, rank
+from headrace_runtime.gateway.routing import FETCH_WEIGHT, Choice, Need, explain, rank
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Cause, EngineError, Exchange, Pool
 
@@ -32,6 +33,9 @@ BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT_SECONDS = 1.0
 FRONT_END_SECONDS = 30.0
 """Of what an engine answers without computing: its silence is not watched for."""
+LOOK_AGAIN_SECONDS = 0.02
+LOOKS = 100
+"""Discovery answers, and a health check ends, well before."""
 NOT_IMPLEMENTED = 501
 """A 5xx that says nothing of the engine's health."""
 
@@ -59,6 +63,7 @@ class Means:
     telemetry: Telemetry
     turn: "itertools.count[int]"
     kept: Allowance
+    affinity: Affinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Journey:
         self._tried = tried
         self._avoid: frozenset[str] = frozenset()
         self._prefills_failed = 0
+        aware = means.contract.routing == "PrefixAware" and facts.computed
+        self._prompt = means.affinity.read(facts) if aware else None
 
     def lost(self, failure: EngineError) -> None:
         """The engine that wrote the answer failed after its first token."""
@@ -101,17 +108,19 @@ class Journey:
         for attempt in range(self._contract.max_retries + 1):
             if attempt:
                 await asyncio.sleep(backoff(attempt))
-            choice = self._choose()
+            choice = await self._chosen()
             if choice is None:
                 break
             self.record.tries += 1
             self._decode = choice.decode
-            with self.means.fleet.using(choice.decode):
+            with self._using(choice.decode, 1.0 if choice.prefill is None else FETCH_WEIGHT) as computed:
                 try:
                     first = await self._first_token(choice)
                 except EngineError as error:
                     last = error
                     continue
+                computed()
+                self._learn(first)
                 if first.status == 200 and self.facts.computed:
                     self.means.fleet.gave_token(choice.decode)
                 with self._watched(choice.decode, first.exchange, self.facts.computed):
@@ -124,10 +133,39 @@ class Journey:
             raise EngineAnsweredError(failed, last.status, last.body)
         raise failed
 
+    async def _chosen(self) -> Choice | None:
+        """A gateway that has just started does not refuse what engines can serve that it has yet to ask."""
+        for _ in range(LOOKS):
+            choice = self._choose()
+            if choice is not None or not self.means.fleet.unheard:
+                return choice
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        return self._choose()
+
     def _choose(self) -> Choice | None:
-        need = Need(self._split, self.facts.canary, self._tried, self._avoid)
-        ranked = rank(need, self.means.fleet.engines(), self._contract.routing, next(self.means.turn))
+        short = self._contract.min_prompt_tokens if self.facts.canary is None else 0
+        prompt = self.means.affinity.prompt(self._prompt, short) if self._prompt is not None else None
+        need = Need(self._split, self.facts.canary, self._tried, self._avoid, prompt)
+        engines, policy = self.means.fleet.engines(), self._contract.routing
+        ranked = rank(need, engines, policy, next(self.means.turn))
+        if self.record.explain:
+            self.record.routing = explain(need, engines, ranked, policy)
         return ranked[0] if ranked else None
+
+    @contextmanager
+    def _using(self, engine: Endpoint, to_do: float = 1.0) -> Iterator[Callable[[], None]]:
+        """The engine is busy with this request while the block runs; call what is given when the prompt is computed.
+        `to_do`: cost of a token that the engine lacks."""
+        with self.means.fleet.using(engine):
+            if self._prompt is None:
+                yield lambda: None
+                return
+            with self.means.affinity.placed(self._prompt, engine.name, to_do) as placed:
+                yield placed.computed
+
+    def _learn(self, first: First) -> None:
+        if self._prompt is not None and not self._prompt.exact:
+            self.means.affinity.learn(self.facts, first.payload)
 
     def _link(self, choice: Choice) -> Endpoint | None:
         """The prefill engine of the choice, unless blocks do not pass from it to the decode engine."""
@@ -184,10 +222,10 @@ class Journey:
         One engine that fails at once is replaced by another, by raising EngineError; after that no more time is lost.
         """
         try:
-            with self.means.fleet.using(engine):
+            with self._using(engine):
                 first = await self._ask(
                     engine,
-                    prefill_body(self.facts),
+                    prefill_body(self.facts, token_ids=self._prompt is not None and not self._prompt.exact),
                     streamed=False,
                     seconds=self._contract.prefill_seconds,
                     phase="prefill",
@@ -204,6 +242,7 @@ class Journey:
             self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
             return None
         self.means.fleet.gave_token(engine)
+        self._learn(first)
         return transfer
 
     def _another_prefill(self) -> bool:
@@ -320,7 +359,7 @@ def _transfer_of(first: First) -> Transfer | None:
 def served_by(record: Record) -> list[tuple[str, str]]:
     """Which engines took part, as headers of the answer."""
     found = [("x-headrace-revision", record.revision), ("x-headrace-decode", record.decode)]
-    found.append(("x-headrace-prefill", record.prefill))
+    found += [("x-headrace-prefill", record.prefill), ("x-headrace-routing", record.routing)]
     return [(name, value) for name, value in found if value]
 
 

@@ -22,15 +22,17 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from headrace_runtime.contract import FileDiscovery, FixedDiscovery, GatewayContract, Place
+from headrace_runtime.contract import Endpoint, FileDiscovery, FixedDiscovery, GatewayContract, Place
 from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.admission import Admission
+from headrace_runtime.gateway.affinity import Affinity
 from headrace_runtime.gateway.canary import Canary
 from headrace_runtime.gateway.discovery import publish_fixed, watch_file, watch_pods_in_cluster
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
+from headrace_runtime.gateway.kvevents import follow
 from headrace_runtime.gateway.reload import ContractFile, Live, Reloader, Result, What
 from headrace_runtime.gateway.request import ROUTES
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
@@ -69,6 +71,8 @@ class Gateway:
         self.fleet = Fleet(contract.silence_seconds)
         self.registry = CollectorRegistry()
         self.port = self.admin_port = 0
+        self._heard = False
+        """The engines that were there at the start were asked how they are."""
         self._pool = Pool()
         self._tasks: list[asyncio.Task[None]] = []
         self._live = Live(contract)
@@ -77,7 +81,8 @@ class Gateway:
         self._telemetry.queue.set_function(lambda: self._admission.waiting)
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
         self._reloader = Reloader(self._live, file, self._reloaded)
-        self._flow = Flow(self._live, self._admission, self.fleet, self._pool, self._telemetry)
+        self._affinity = Affinity()
+        self._flow = Flow(self._live, self._admission, self.fleet, self._pool, self._telemetry, affinity=self._affinity)
         self._server = Server(self._routes(), Limits(connections=contract.max_connections))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -96,6 +101,7 @@ class Gateway:
             self.port = await self._server.listen(self._host, self._contract.port)
             self._start(self._reloader.watch())
             self._start(self._discover())
+            self._start(follow(self._publishing, self._affinity.index))
             self._start(Warden(self.fleet, self._pool, self._contract.served_name).watch())
             yield
             # Who waits has half of the time to get its turn, so that its answer has the other half.
@@ -123,6 +129,11 @@ class Gateway:
         self._telemetry.reloaded(what, result)
         self._telemetry.access_log = _access_log(self._live.contract)
         self._admission.reload()
+
+    def _publishing(self) -> list[Endpoint]:
+        """Engines whose KV events are of use."""
+        aware = self._live.contract.routing == "PrefixAware"
+        return [slot.endpoint for slot in self.fleet.slots()] if aware else []
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
@@ -191,6 +202,9 @@ class Gateway:
             return web.Response(status=503, text="draining\n")
         if not self.fleet.discovered:
             return web.Response(status=503, text="discovery has not answered yet\n")
+        if not self._heard and self.fleet.unheard:
+            return web.Response(status=503, text="no health check of the engines has ended yet\n")
+        self._heard = True
         return web.Response(text="ready\n")
 
     async def _state(self, request: web.Request) -> web.Response:
