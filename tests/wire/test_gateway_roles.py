@@ -113,6 +113,47 @@ async def test_either_role_may_be_missing_for_a_while(tmp_path: Path) -> None:
         assert (await ask(gateway))[:2] == ("", "a")
 
 
+async def test_engines_of_two_revisions_are_never_a_pair_while_one_replaces_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "engines.json"
+    async with world(file, a="prefill", b="decode", c="prefill", d="decode") as (gateway, engines):
+        pods: dict[str, RoleName] = {"a": "prefill", "b": "decode", "c": "prefill", "d": "decode"}
+
+        async def step(**revisions: str) -> set[tuple[str, str]]:
+            """Pairs that serve once exactly these engines, each of its revision, are there."""
+            listed = [
+                Endpoint(name=name, url=engines[name].url, role=pods[name], revision=revision, kv_layout=revision)
+                for name, revision in revisions.items()
+            ]
+            new = file.with_suffix(".new")
+            new.write_text(json.dumps([endpoint.model_dump() for endpoint in listed]))
+            new.rename(file)
+            await until(
+                lambda: (
+                    {slot.endpoint.name: slot.endpoint.revision for slot in gateway.fleet.slots()} == revisions
+                    and all(slot.routable for slot in gateway.fleet.slots())
+                )
+            )
+            return {(await ask(gateway))[:2] for _ in range(8)}
+
+        assert await step(a="old", b="old") == {("a", "b")}
+        assert await step(a="old", b="old", c="new") == {("a", "b")}
+        assert await step(a="old", b="old", c="new", d="new") == {("a", "b"), ("c", "d")}
+        assert await step(b="old", c="new") == {("", "b")}
+        assert await step(c="new", d="new") == {("c", "d")}
+
+
+async def test_a_prefill_engine_lost_after_its_blocks_were_fetched_is_missed_by_nobody(tmp_path: Path) -> None:
+    async with world(tmp_path / "engines.json", a="prefill", b="decode") as (gateway, engines):
+        engines["b"].become(itl=0.02)
+        stream = asyncio.create_task(ask(gateway, tokens=40))
+        await until(lambda: engines["b"].running == 1)
+        engines["a"].become(fault="hang")
+        prefill, decode, text = await stream
+        assert (prefill, decode, " t39" in text) == ("a", "b", True)
+        await until(lambda: sum(slot.routable for slot in gateway.fleet.slots()) == 1)
+        assert (await ask(gateway))[:2] == ("", "b")
+
+
 async def test_a_file_that_cannot_be_read_leaves_the_engines_as_they_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
