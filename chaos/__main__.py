@@ -38,7 +38,12 @@ def list_() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Add the outcomes to this file. [default: they are only printed]",
 )
-def run(names: tuple[str, ...], runs: int | None, seed: int | None, file: Path | None) -> None:
+@click.option(
+    "--journals",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write there what every request met, a file for each scenario.",
+)
+def run(names: tuple[str, ...], runs: int | None, seed: int | None, file: Path | None, journals: Path | None) -> None:
     """Run the scenarios NAMES, or all. Exit 1: an expectation did not hold, or a planted bug went unnoticed."""
     console = Console()
     try:
@@ -51,6 +56,8 @@ def run(names: tuple[str, ...], runs: int | None, seed: int | None, file: Path |
         ok = ok and outcome.ok
         if file is not None:
             results.add(file, outcome)
+        if journals is not None:
+            results.write_journal(journals, outcome)
     sys.exit(0 if ok else 1)
 
 

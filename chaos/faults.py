@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Runs in an engine's pod. The core is the child of vLLM's server that holds the model. For `memory` the core is made
 # the kernel's first choice, and then memory is taken until the container's limit is met and the kernel ends it.
 IN_A_POD = """
-import os, pathlib, re, signal, sys
+import os, pathlib, re, signal, sys, time
 act, server = sys.argv[1], int(sys.argv[2])
 def said(pid, key):
     try:
@@ -44,6 +44,7 @@ if act == "memory":
 else:
     number = signal.SIGKILL if act in ("core", "server") else getattr(signal, act)
     os.kill(server if act == "server" else core, number)
+print(time.monotonic())
 """
 
 
@@ -55,23 +56,24 @@ def in_pod(act: str, cluster: "Cluster", pod: str) -> Blow:
         state = cluster.agent(pod)
         return state.engine_restarts > before.engine_restarts and state.phase == "Ready" and cluster.all_serve()
 
-    _execute(cluster, pod, act, before)
-    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole)
+    at = _execute(cluster, pod, act, before)
+    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole, at=at)
 
 
 def stop_engine(cluster: "Cluster", pod: str) -> Blow:
     state = cluster.agent(pod)
-    _execute(cluster, pod, "SIGSTOP", state)
+    at = _execute(cluster, pod, "SIGSTOP", state)
 
     def undo() -> None:
         if cluster.agent(pod).engine_pid == state.engine_pid:  # else it was ended meanwhile, which heals as well
             _execute(cluster, pod, "SIGCONT", state)
 
-    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=cluster.all_serve, undo=undo)
+    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=cluster.all_serve, undo=undo, at=at)
 
 
-def _execute(cluster: "Cluster", pod: str, act: str, state: NodeState) -> None:
-    cluster.kubectl("exec", pod, "--", "python3.11", "-c", IN_A_POD, act, str(state.engine_pid))
+def _execute(cluster: "Cluster", pod: str, act: str, state: NodeState) -> float:
+    """When it was done: the clock is the machine's, in a pod too."""
+    return float(cluster.kubectl("exec", pod, "--", "python3.11", "-c", IN_A_POD, act, str(state.engine_pid)))
 
 
 def delete_pod(cluster: "Cluster", pod: str) -> Blow:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +92,14 @@ def add(file: Path, outcome: Outcome) -> None:
     records = {one.scenario: one for one in read(file)} | {outcome.scenario.name: record(outcome)}
     lines = [records[name].model_dump_json() for name in sorted(records)]
     file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def write_journal(folder: Path, outcome: Outcome) -> None:
+    """What a verdict is made of: a line of JSON for each strike, then one for each request."""
+    entries, strikes = outcome.journal
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(one) for one in (*map(asdict, strikes), *map(asdict, entries))]
+    (folder / f"{outcome.scenario.name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def _commit() -> str:

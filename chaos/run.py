@@ -25,7 +25,7 @@ BEFORE_SECONDS = 5.0
 AFTER_SECONDS = 3.0
 GRACE_SECONDS = 30.0
 """Beyond the expected times, waited for before they are given up."""
-PLANTED_STRIKES = 5
+PLANTED_STRIKES = 3
 
 Say = Callable[[str], None]
 
@@ -43,6 +43,7 @@ class Outcome:
     """Of each planted arm, what was found. Empty: it passed, so the scenario proves nothing."""
     errors: dict[str, int] = field(default_factory=dict)
     """How requests ended that were lost: status and words, and how often."""
+    journal: Journal = ((), ())
 
     @property
     def ok(self) -> bool:
@@ -75,7 +76,15 @@ def run(scenario: Scenario, world: World, runs: int, seed: int, say: Say) -> Out
     if scenario.planted == "gateway_gives_up":
         caught["a gateway that neither tries again nor resumes"] = _planted(arm)
     errors = Counter(f"{entry.status} {entry.error}" for entry in entries if not entry.complete)
-    return Outcome(scenario, seed, verdict, list(scenario.expect.broken_by(verdict).values()), caught, dict(errors))
+    return Outcome(
+        scenario,
+        seed,
+        verdict,
+        list(scenario.expect.broken_by(verdict).values()),
+        caught,
+        dict(errors),
+        (entries, strikes),
+    )
 
 
 def spoiled(scenario: Scenario, journal: Journal, right: list[Truth]) -> dict[str, str]:
@@ -124,8 +133,9 @@ def _strike(arm: Run, load: Load, target: str) -> Strike:
     scenario = arm.scenario
     load.wait_for_answers(scenario.trigger.after_answers)
     _wait_for_moment(arm, load, target)
-    at = time.monotonic()
+    asked = time.monotonic()
     blow = arm.world.strike(scenario, target)
+    at = blow.at or asked
     detected: float | None = None
     held = scenario.holds_seconds > 0
     give_up = at + scenario.holds_seconds + (scenario.expect.whole_seconds or 0.0) + GRACE_SECONDS

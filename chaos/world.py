@@ -20,6 +20,8 @@ class Blow:
     """Whether what was struck serves again, now."""
     undo: Callable[[], None] = lambda: None
     """Takes a lasting fault back."""
+    at: float | None = None
+    """When it was done, where that is known better than by when it was asked for."""
 
 
 class World(Protocol):
