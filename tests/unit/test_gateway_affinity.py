@@ -61,7 +61,7 @@ def test_learnt_text_is_found_where_its_blocks_are() -> None:
     affinity.index.store("a", Stored(list(range(6)), None, ids[:96], BLOCK))
     asked = facts("once upon a time " * 30)
     assert affinity.prompt(affinity.read(asked)).held == {}
-    affinity.learn(asked, ids)
+    affinity.learn(asked, orjson.dumps({"prompt_token_ids": ids}))
     assert affinity.prompt(affinity.read(asked)).held == {"a": 96}
     now = 2 * HOPE_SECONDS
     assert affinity.prompt(affinity.read(asked)).held == {"a": 96}

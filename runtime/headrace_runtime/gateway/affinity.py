@@ -2,23 +2,23 @@
 and the tokens that are under way. No I/O.
 
 One per gateway. `kvevents.py` writes the index; a journey asks (`read`, `prompt`), says where its request went
-(`placed`), and hands over the ids of a prompt's tokens when an engine names them (`learn`).
+(`placed`), and hands over engines' answers that name the ids of a prompt's tokens (`learn`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headrace_runtime.gateway.prefix import Path, PrefixIndex
-from headrace_runtime.gateway.prompts import Prompts
-from headrace_runtime.gateway.request import Facts
+from headrace_runtime.gateway.prompts import Prompts, ids_named_in
+from headrace_runtime.gateway.request import CHAT, COMPLETIONS, Facts
 from headrace_runtime.gateway.routing import Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A request's prompt, read once."""
+    """A request's prompt, read once. No path: nothing is known of it, as of an embedding's."""
 
     path: Path
     exact: bool
@@ -49,40 +49,42 @@ class Placed:
 
 
 class Affinity:
-    """`short`: tokens that a decode engine computes itself (`min_prompt_tokens` of the contract)."""
+    """See the module."""
 
-    def __init__(self, short: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.index = PrefixIndex()
         self.waiting: dict[str, float] = {}
         self.writing: dict[str, float] = {}
         self._prompts = Prompts()
-        self._short = short
         self._clock = clock
 
     def read(self, facts: Facts) -> Reading:
-        path, exact = self._prompts.path(facts.document, self.index.block_size)
+        block_size = self.index.block_size if facts.path in (CHAT, COMPLETIONS) else 0
+        path, exact = self._prompts.path(facts.document, block_size)
         return Reading(path, exact, max(facts.prompt_tokens, path[-1][1] if path else 0))
 
-    def prompt(self, reading: Reading) -> Prompt:
-        """For `routing.rank`, as things are now."""
+    def prompt(self, reading: Reading, short: int = 0) -> Prompt:
+        """For `routing.rank`, as things are now. `short`: tokens that a decode engine may well compute itself."""
         held = self.index.held(reading.path, self._clock()) if reading.path else {}
-        return Prompt(reading.tokens, held, self.waiting, self.writing, self._short)
+        return Prompt(reading.tokens, held, self.waiting, self.writing, short)
 
     @contextmanager
-    def placed(self, reading: Reading, engine: str) -> Iterator[Placed]:
-        """The request is with the engine while the block runs."""
+    def placed(self, reading: Reading, engine: str, to_do: float = 1.0) -> Iterator[Placed]:
+        """The request is with the engine while the block runs. `to_do`: cost of a token that the engine lacks."""
         now = self._clock()
         held = self.index.held(reading.path, now).get(engine, 0.0) if reading.path else 0.0
         self.index.hope(engine, reading.path, now, reading.exact)
-        placed = Placed(self, engine, max(0.0, reading.tokens - held), reading.tokens)
+        placed = Placed(self, engine, to_do * max(0.0, reading.tokens - held), reading.tokens)
         try:
             yield placed
         finally:
             placed.ended()
 
-    def learn(self, facts: Facts, ids: Sequence[int]) -> None:
-        """An engine says that the request's prompt has these token ids."""
-        self._prompts.learn(facts.document, ids, self.index.block_size)
+    def learn(self, facts: Facts, payload: bytes) -> None:
+        """Take the ids of the prompt's tokens from an engine's answer, where it names them."""
+        ids = ids_named_in(payload)
+        if ids and facts.path in (CHAT, COMPLETIONS):
+            self._prompts.learn(facts.document, ids, self.index.block_size)
 
 
 def _take(of: dict[str, float], engine: str, tokens: float) -> None:

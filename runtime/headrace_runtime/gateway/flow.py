@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 
 from headrace_runtime.gateway.admission import Admission
+from headrace_runtime.gateway.affinity import Affinity
 from headrace_runtime.gateway.delivery import deliver
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet
@@ -32,6 +33,8 @@ from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
 
 CANARY_HEADER = "x-headrace-canary"
+EXPLAIN_HEADER = "x-headrace-explain"
+"""A request that has it, with any value but 0, is told why it was routed as it was: `x-headrace-routing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Flow:
     telemetry: Telemetry
     turn: "itertools.count[int]" = field(default_factory=itertools.count)
     kept: Allowance = field(default_factory=Allowance)
+    affinity: Affinity = field(default_factory=Affinity)
 
     async def __call__(self, request: Request, answer: Answer) -> None:
         record = Record(answer.request_id, request.path, time.monotonic())
@@ -52,13 +56,13 @@ class Flow:
         try:
             caller = self.admission.caller(request.headers)
             record.key = caller.key
+            record.explain = request.headers.get(EXPLAIN_HEADER, "0") != "0"
             canary, trace = request.headers.get(CANARY_HEADER), trace_of(request.headers)
             facts = parse(request.path, request.body, self.live.contract.served_name, canary, trace)
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
             async with self.admission.admitted(caller, record) as limits:
                 answer.also = limits
-                means = Means(self.live.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept)
-                await deliver(Journey(means, facts, record), answer)
+                await deliver(Journey(self._means(), facts, record), answer)
         except RequestError as error:
             record.outcome = "refused" if error.status < 500 else "failed"
             answer.send_error(error, served_by(record))
@@ -69,3 +73,6 @@ class Flow:
             record.status = answer.status
             self.telemetry.in_flight.dec()
             self.telemetry.finished(record, time.monotonic())
+
+    def _means(self) -> Means:
+        return Means(self.live.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept, self.affinity)

@@ -122,12 +122,15 @@ def trace_of(headers: Mapping[str, str]) -> Headers:
     return (("traceparent", parent), ("tracestate", state))
 
 
-def prefill_body(facts: Facts) -> bytes:
-    """The request that makes an engine compute the prompt and keep its KV blocks for another to fetch."""
+def prefill_body(facts: Facts, token_ids: bool = False) -> bytes:
+    """The request that makes an engine compute the prompt and keep its KV blocks for another to fetch; `token_ids`: and
+    name the ids of its tokens."""
     copy = {key: value for key, value in facts.document.items() if key not in _NOT_FOR_PREFILL}
     copy |= {"stream": False, "max_tokens": 1, "ignore_eos": True, "kv_transfer_params": _ASK_FOR_TRANSFER}
     if facts.path == CHAT:
         copy["max_completion_tokens"] = 1
+    if token_ids:
+        copy["return_token_ids"] = True
     return orjson.dumps(copy)
 
 

@@ -13,6 +13,7 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Literal
 
 from headrace_runtime.contract import Endpoint
@@ -24,6 +25,8 @@ WRITING_WEIGHT: Final = 0.05
 other weights do."""
 FETCH_WEIGHT: Final = 0.1
 """Cost of a token whose KV blocks come from a prefill engine, against one that is computed."""
+
+_NAME: Final = attrgetter("endpoint.name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Choice:
 
 
 def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", turn: int = 0) -> tuple[Choice, ...]:
-    """All engines that may serve the request, best first; empty where there is none. `engines` in an order that stays.
+    """All engines that may serve the request, best first; empty where there is none.
 
     - Only healthy, ready engines that are not draining; of the canary's revision where one is asked for.
     - Where a split is wanted, complete pairs come before engines without a partner. During a rollout that keeps long
@@ -169,9 +172,9 @@ def _in_order(engines: Iterable[Engine], policy: Policy, turn: int) -> list[Engi
 
 
 def _turned(engines: Iterable[Engine], turn: int) -> list[Engine]:
-    given = list(engines)
-    start = turn % len(given) if given else 0
-    return given[start:] + given[:start]
+    named = sorted(engines, key=_NAME)
+    start = turn % len(named) if named else 0
+    return named[start:] + named[:start]
 
 
 def _best_prefill(engines: Iterable[Engine]) -> dict[tuple[str, str], Endpoint]:

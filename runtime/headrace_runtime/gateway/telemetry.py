@@ -52,6 +52,10 @@ class Record:
     revision: str = ""
     prefill: str = ""
     decode: str = ""
+    explain: bool = False
+    """The client asks why it was routed as it was."""
+    routing: str = ""
+    """The reason, where it asks."""
     tries: int = 0
     resumed: int = 0
     """How often another engine went on with the answer."""
