@@ -106,8 +106,10 @@ class Delivery:
             self._journey.means.telemetry.resumed("completed")
             self._relay.add(rest)
             return None
-        if not delivered.named or delivered.finished:
-            raise LostError("not_resumable", "the engine did not name the tokens of its answer")
+        if delivered.finished:
+            raise LostError(
+                "not_resumable", "only its usage is missing, and the engine did not say the prompt's length"
+            )
         return await self._go_on(continuation(self._facts, delivered.token_ids), Splice(delivered))
 
     def finish(self) -> None:

@@ -36,14 +36,17 @@ class Kept:
 
     def add(self, chunk: bytes) -> None:
         """A whole chunk as it stands in HTTP, head and end included."""
-        if self._size > BLOCK_BYTES:
-            self._compress()
         self._chunks.append(chunk)
         self._size += len(chunk)
+        if self._size > BLOCK_BYTES:
+            self._compress()
 
     def ends_with(self, body: bytes) -> bool:
-        """Whether the last chunk's body does."""
-        return bool(self._chunks) and self._chunks[-1].endswith(body + b"\r\n")
+        """Whether the last chunk's body does, as far as that is known: True where nothing is kept any more."""
+        if not self.complete:
+            return True
+        last = self._chunks[-1:] or [zlib.decompress(block, _WINDOW_BITS) for block in self._blocks[-1:]]
+        return bool(last) and last[0].endswith(body + b"\r\n")
 
     def read(self) -> bytes:
         """The bodies of all chunks. Raises ValueError where not all are there."""

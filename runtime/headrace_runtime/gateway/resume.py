@@ -38,8 +38,6 @@ class Delivered:
     envelope: Document = field(default_factory=dict)
     """`id`, `object`, `created` and `model` of every event."""
     token_ids: list[int] = field(default_factory=list)
-    named: bool = True
-    """Every piece of text came with the ids of its tokens."""
     text: dict[Channel, str] = field(default_factory=dict)
     call_ids: dict[int, str] = field(default_factory=dict)
     """Ids of the tool calls by their index."""
@@ -68,16 +66,12 @@ def read(stream: bytes) -> Delivered:
 
 
 def _read_choice(found: Delivered, choice: Document) -> None:
-    said = False
     for channel, holder, name in _texts(choice):
         found.text[channel] = found.text.get(channel, "") + holder[name]
-        said = said or bool(holder[name])
     for call in _calls(choice):
         if call.get("id"):
             found.call_ids.setdefault(call.get("index", 0), call["id"])
-    ids = choice.get("token_ids")
-    found.named = found.named and (ids is not None or not said)
-    found.token_ids += ids or ()
+    found.token_ids += choice.get("token_ids") or ()
     found.logprobs += _count(choice.get("logprobs"))
     found.role = found.role or bool((choice.get("delta") or {}).get("role"))
     found.finished = found.finished or choice.get("finish_reason") is not None
