@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from headrace_runtime.gateway.prefix import keys_of
-from headrace_runtime.gateway.prompts import PIECE_BYTES, Prompts, exact, pieces, token_ids
+from headrace_runtime.gateway.prompts import PIECE_BYTES, Prompts, exact, ids_named_in, pieces, token_ids
 
 BLOCK = 16
 
@@ -128,3 +128,32 @@ def test_forgets_what_was_not_met_for_longest() -> None:
     assert {key for key, _ in prompts.path(kept, BLOCK)[0]} <= keys(kept)
     gone = chat("0 " * 200)
     assert not {key for key, _ in prompts.path(gone, BLOCK)[0]} & keys(gone)
+
+
+@pytest.mark.parametrize(
+    "document", [{"messages": "no list"}, {"messages": ["no message"]}, {"prompt": {"a": 1}}, {"prompt": ["a", 1]}, {}]
+)
+def test_documents_that_hold_no_prompt_have_some_path(document: dict[str, Any]) -> None:
+    prompts = Prompts()
+    assert not prompts.path(document, BLOCK)[1]
+    prompts.learn(document, list(range(64)), BLOCK)
+
+
+def test_reads_the_ids_of_a_prompt_from_an_answer_that_names_them() -> None:
+    said = b'data: {"choices":[{"text":"\\"prompt_token_ids\\":[9]","prompt_token_ids":[1,2,3]}]}'
+    assert ids_named_in(said) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b'{"a":1}',
+        b'"prompt_token_ids":null',
+        b'"prompt_token_ids":[1,',
+        b'"prompt_token_ids":[1,x]',
+        b'"prompt_token_ids":["a"]',
+    ],
+)
+def test_an_answer_without_ids_names_none(answer: bytes) -> None:
+    assert ids_named_in(answer) == ()

@@ -1,0 +1,142 @@
+"""PrefixAware routing as clients see it: simulated engines, and publishers that say what these engines hold."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract, KvEvents
+from headrace_runtime.engine.fake import FakeEngine, Script
+from headrace_runtime.engine.fake_kvevents import Publisher, publishing, stored
+from headrace_runtime.gateway.prompts import exact
+from headrace_runtime.gateway.serve import Gateway
+
+BLOCK = 16
+PROMPT = list(range(160))
+TEXT = "It was the best of times, it was the worst of times. " * 20
+
+
+@dataclass
+class World:
+    gateway: Gateway
+    publishers: dict[str, Publisher]
+    client: aiohttp.ClientSession
+
+    async def ask(self, explain: bool = False, **fields: Any) -> dict[str, str]:
+        """The headers of a good answer."""
+        document = {"model": "fake", "prompt": PROMPT, "max_tokens": 2, "stream": True, **fields}
+        path = "chat/completions" if "messages" in fields else "completions"
+        url = f"http://127.0.0.1:{self.gateway.port}/v1/{path}"
+        headers = {"x-headrace-explain": "1"} if explain else {}
+        async with self.client.post(url, json=document, headers=headers) as answer:
+            await answer.read()
+            assert answer.status == 200
+            return {name.lower(): value for name, value in answer.headers.items()}
+
+    async def holds(self, engine: str, tokens: list[int]) -> None:
+        """The engine says that it holds these tokens, and the gateway has heard it."""
+        await self.publishers[engine].send(stored(list(range(len(tokens) // BLOCK)), tokens, BLOCK))
+        path = exact(tokens, BLOCK)
+        await until(lambda: self.index.resident(path, engine) == len(tokens))
+
+    @property
+    def index(self) -> Any:
+        return self.gateway._affinity.index
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def world(folder: Path, *names: str, **contract: Any) -> AsyncIterator[World]:
+    """Engines by these names, whose first word is the role, and a gateway that hears all of them."""
+    async with AsyncExitStack() as stack:
+        publishers, endpoints = {}, []
+        for name in names:
+            url = await stack.enter_async_context(FakeEngine(Script()).serving())
+            events = KvEvents(publish=f"ipc://{folder}/{name}.p", replay=f"ipc://{folder}/{name}.r")
+            publishers[name] = await stack.enter_async_context(publishing(events))
+            role = name.partition("-")[0]
+            endpoints.append(Endpoint.model_validate({
+                "name": name, "url": url, "role": role, "revision": "r1", "kv_events": events,
+            }))  # fmt: skip
+        settings = {"routing": "PrefixAware", "access_log": False, "drain_seconds": 1.0, "port": 0, "admin_port": 0}
+        discovery = FixedDiscovery(endpoints=tuple(endpoints))
+        gateway = Gateway(
+            GatewayContract(
+                namespace="n", deployment="d", served_name="fake", discovery=discovery, **(settings | contract)
+            )
+        )
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        await stack.enter_async_context(gateway.running())
+        await until(lambda: bool(gateway.fleet.slots()) and all(slot.healthy for slot in gateway.fleet.slots()))
+        made = World(gateway, publishers, client)
+        if settings | contract == settings:
+            await until(lambda: all(made.index.timely(name) for name in names))
+        yield made
+
+
+async def test_a_prompt_goes_to_the_engine_that_holds_its_beginning(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1", "serve-2") as w:
+        await w.holds("serve-1", PROMPT[:96])
+        assert {(await w.ask())["x-headrace-decode"] for _ in range(6)} == {"serve-1"}
+
+
+async def test_prompts_that_nobody_holds_go_round(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1") as w:
+        asked = [(await w.ask(prompt=[number] * 64))["x-headrace-decode"] for number in range(6)]
+        assert set(asked) == {"serve-0", "serve-1"}
+
+
+async def test_text_goes_to_where_its_blocks_are_once_an_engine_named_its_tokens(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1", "serve-2") as w:
+        await w.holds("serve-2", [7] * BLOCK)  # says how large blocks are
+        messages = [{"role": "user", "content": TEXT}]
+        await w.ask(messages=messages)
+        tokens = list(range(len(TEXT) // 4 // BLOCK * BLOCK))  # the simulated engine counts them
+        await w.holds("serve-1", tokens)
+        await until(lambda: not w.index.held(exact(tokens, BLOCK), time.monotonic()).keys() - {"serve-1"})
+        longer = [*messages, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
+        said = await w.ask(explain=True, messages=longer)
+        assert "serve-1 (holds" in said["x-headrace-routing"]
+
+
+async def test_a_prompt_that_decode_holds_already_skips_prefill(tmp_path: Path) -> None:
+    async with world(tmp_path, "prefill-0", "decode-0", "decode-1") as w:
+        assert (await w.ask())["x-headrace-prefill"] == "prefill-0"
+        await w.holds("decode-1", PROMPT)
+        again = await w.ask()
+        assert again["x-headrace-decode"] == "decode-1"
+        assert "x-headrace-prefill" not in again
+
+
+async def test_the_reason_is_said_to_who_asks_and_to_nobody_else(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1") as w:
+        await w.holds("serve-0", PROMPT[:96])
+        assert "x-headrace-routing" not in await w.ask()
+        reason = (await w.ask(explain=True))["x-headrace-routing"]
+        assert reason.startswith("PrefixAware chose serve-0 (holds ")
+        assert "of 160 prompt tokens" in reason
+
+
+async def test_least_loaded_explains_itself_too_and_listens_to_no_events(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", routing="LeastLoaded") as w:
+        assert (await w.ask(explain=True))["x-headrace-routing"].startswith("LeastLoaded chose serve-0 (")
+        assert not w.index.timely("serve-0")
+
+
+async def test_an_engine_whose_events_are_lost_is_routed_to_by_load(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1") as w:
+        await w.holds("serve-1", PROMPT)
+        w.index.lost("serve-1")
+        shorter = (PROMPT[:48], PROMPT[:32])
+        asked = [await w.ask(prompt=prompt, explain=True) for prompt in shorter]
+        assert all("serve-1 (holds 0 of" in one["x-headrace-routing"] for one in asked)
