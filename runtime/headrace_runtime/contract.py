@@ -307,6 +307,9 @@ class GatewayContract(Frozen):
     silences that it ended itself, give it longer (`gateway/patience.py`)."""
     max_retries: int = 3
     """Other engines tried before the first token."""
+    engine_wait_seconds: float = 10.0
+    """How long a request waits for an engine to come back, where all that there are are out: a restart takes some
+    seconds. 0: it is refused at once."""
     resume: Resume | None = Resume()
     """None: a stream whose engine is lost ends with an error."""
     max_connections: int = 10_000

@@ -86,7 +86,14 @@ async def world(*names: str, places: dict[str, dict[str, Any]] | None = None, **
             endpoint(name, await stack.enter_async_context(engine.serving()), **(places or {}).get(name, {}))
             for name, engine in engines.items()
         ]
-        settings = {"access_log": False, "drain_seconds": 1.0, "port": 0, "admin_port": 0, **contract}
+        settings = {
+            "access_log": False,
+            "drain_seconds": 1.0,
+            "engine_wait_seconds": 0.0,
+            "port": 0,
+            "admin_port": 0,
+            **contract,
+        }
         discovery = FixedDiscovery(endpoints=tuple(endpoints))
         gateway = Gateway(
             GatewayContract(namespace="n", deployment="d", served_name="fake", discovery=discovery, **settings)
@@ -227,6 +234,23 @@ async def test_without_an_engine_says_so_and_when_to_come_back() -> None:
     async with world() as w:
         got = await w.ask()
         assert (got.status, got.error["code"], got.headers["retry-after"]) == (503, "no_engine_ready", "1")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_only_engine_is_waited_for_while_it_is_away(stream: bool) -> None:
+    async with world("serve-0", engine_wait_seconds=30.0) as w:
+        w.engines["serve-0"].become(fault="reset")
+        asked = [asyncio.create_task(w.ask(stream=stream)) for _ in range(3)]
+        await until(lambda: not w.gateway.fleet.slots()[0].healthy)
+        w.engines["serve-0"].become(fault="none")
+        assert [((got := await one).status, got.text) for one in asked] == [(200, TEXT)] * 3
+
+
+async def test_the_only_engine_is_not_waited_for_longer_than_said() -> None:
+    async with world("serve-0", engine_wait_seconds=0.5) as w:
+        w.engines["serve-0"].become(fault="reset", healthy=False)
+        got = await w.ask()
+        assert (got.status, got.error["code"]) == (503, "engine_failed")
 
 
 async def test_an_engine_that_goes_loses_its_waiting_requests() -> None:

@@ -5,6 +5,7 @@ clock's ticks) and `journey.py` (load, what requests ended by); read by `journey
 When an engine is out, and how long it may be silent, is decided by `quarantine.py` and `patience.py`, which are pure.
 """
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -87,6 +88,7 @@ class Slot:
     watches: set[Watch] = field(default_factory=set)
     moved: bool = False
     """An answer that has ended since the last tick had moved."""
+    _seen: Engine | None = None
 
     @property
     def healthy(self) -> bool:
@@ -118,6 +120,14 @@ class Slot:
     def writing(self) -> bool:
         return any(watch.owed and watch.writing for watch in self.watches)
 
+    def as_seen(self, none_left: bool) -> Engine:
+        """For routing. The value is made anew only when it differs: each request looks at all engines."""
+        healthy = self.breaker.state == "closed" or (none_left and self.breaker.reason != "new")
+        seen = self._seen
+        if seen is None or seen.load != self.load or seen.healthy != healthy or seen.endpoint is not self.endpoint:
+            seen = self._seen = Engine(self.endpoint, healthy, self.load)
+        return seen
+
     def take_moved(self) -> bool:
         moved, self.moved = self.moved, False
         for watch in self.watches:
@@ -147,6 +157,8 @@ class Fleet:
         self._rules = rules or Rules()
         self._clock = clock
         self._slots: dict[str, Slot] = {}
+        self._changed = asyncio.Event()
+        """Set for a moment whenever an engine may have become routable."""
         self._listeners: list[Callable[[Endpoint], None]] = []
 
     def on_new(self, listener: Callable[[Endpoint], None]) -> None:
@@ -170,6 +182,7 @@ class Fleet:
         for slot in gone:
             slot.give_up()
         self.links.forget({slot.endpoint.name for slot in gone})
+        self._tell_changed()
 
     def slots(self) -> list[Slot]:
         return list(self._slots.values())
@@ -178,15 +191,30 @@ class Fleet:
         """As routing sees them. Where all that may serve are in quarantine they are tried nevertheless: it never
         refuses everything by itself. One that never answered is no engine yet."""
         none_left = not any(slot.routable for slot in self._slots.values())
-        return [
-            Engine(slot.endpoint, slot.healthy or (none_left and slot.breaker.reason != "new"), slot.load)
-            for slot in self._slots.values()
-        ]
+        return [slot.as_seen(none_left) for slot in self._slots.values()]
 
     @property
     def unheard(self) -> bool:
         """More engines may serve than is known yet: discovery or an engine's first health check is under way."""
         return not self.discovered or any(slot.unheard and slot.may_serve for slot in self._slots.values())
+
+    @property
+    def all_out(self) -> bool:
+        """No engine takes requests, but there are some that may again soon: one that starts anew, or hangs."""
+        kept = [slot for slot in self._slots.values() if not slot.endpoint.draining]
+        return bool(kept) and not any(slot.routable for slot in kept)
+
+    async def back(self, seconds: float) -> bool:
+        """Where all are out: wait for one that takes requests, so long at the most. Gives whether one came back."""
+        if not self.all_out:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                while self.all_out:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # What health checks and probes say
 
@@ -312,3 +340,9 @@ class Fleet:
             log.warning("%s is in quarantine: %s", slot.endpoint.name, breaker.reason)
         elif before.state != "closed" and breaker.state == "closed" and before.reason != "new":
             log.info("%s answers again", slot.endpoint.name)
+        if before.state != breaker.state:
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed.clear()

@@ -105,12 +105,18 @@ class Journey:
         """The first engine to give one, counted as busy while the block runs. Raises RequestError,
         EngineAnsweredError."""
         last: EngineError | None = None
-        for attempt in range(self._contract.max_retries + 1):
+        attempt, until = 0, time.monotonic() + self._contract.engine_wait_seconds
+        while True:
             if attempt:
                 await asyncio.sleep(backoff(attempt))
-            choice = await self._chosen()
+            choice = await self._chosen() if attempt <= self._contract.max_retries else None
             if choice is None:
-                break
+                # The operator's canary wants to know how things are now.
+                if self.facts.canary is not None or not await self.means.fleet.back(until - time.monotonic()):
+                    break
+                attempt, self._tried = 0, frozenset()
+                continue
+            attempt += 1
             self.record.tries += 1
             self._decode = choice.decode
             with self._using(choice.decode, 1.0 if choice.prefill is None else FETCH_WEIGHT) as computed:
