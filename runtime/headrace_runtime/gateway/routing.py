@@ -9,7 +9,6 @@ long queue and computing a prompt again are thus weighed in the same unit. Where
 that is least-loaded routing, by tokens in place of requests.
 """
 
-import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,9 @@ other weights do."""
 FETCH_WEIGHT: Final = 0.1
 """Cost of a token whose KV blocks come from a prefill engine, against one that is computed."""
 
+_AVOIDED: Final = 1e12
+_LAST_RESORT: Final = 1e15
+"""Added to costs: worse than any number of tokens."""
 _NAME: Final = attrgetter("endpoint.name")
 
 
@@ -96,7 +98,7 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
         writers = usable
     prefills = [engine for engine in fresh if engine.endpoint.role == "prefill"] if need.split else []
     if policy == "PrefixAware" and need.prompt is not None:
-        return _by_cost(need, need.prompt, _turned(writers, turn), _turned(prefills, turn))
+        return _by_cost(need, need.prompt, writers, _turned(prefills, turn), turn)
     ordered = sorted(_in_order(writers, policy, turn), key=lambda engine: engine.endpoint.name in need.avoid)
     if not need.split:
         return tuple(Choice(engine.endpoint) for engine in ordered)
@@ -105,11 +107,15 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
     return tuple(sorted(choices, key=lambda choice: choice.prefill is None))
 
 
-def cost(prompt: Prompt, engine: str, to_do: float = 1.0) -> float:
-    """Tokens that stand between the request and its first token there, `to_do` for each that the engine lacks."""
-    lacking = prompt.tokens - prompt.held.get(engine, 0.0)
-    ahead = prompt.waiting.get(engine, 0.0) + WRITING_WEIGHT * prompt.writing.get(engine, 0.0)
-    return ahead + to_do * lacking if lacking > 0 else ahead
+def costs(prompt: Prompt, engines: Iterable[str], to_do: float = 1.0) -> list[float]:
+    """Of each engine, tokens that stand between the request and its first token: `to_do` for each that it lacks."""
+    held, waiting, writing, tokens = prompt.held.get, prompt.waiting.get, prompt.writing.get, prompt.tokens
+    found = []
+    for name in engines:
+        ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0)
+        lacking = tokens - held(name, 0.0)
+        found.append(ahead + to_do * lacking if lacking > 0 else ahead)
+    return found
 
 
 def explain(need: Need, engines: Sequence[Engine], choices: Sequence[Choice], policy: Policy) -> str:
@@ -136,28 +142,43 @@ def explain(need: Need, engines: Sequence[Engine], choices: Sequence[Choice], po
     return ", ".join(words)
 
 
-def _by_cost(need: Need, prompt: Prompt, writers: Sequence[Engine], prefills: Sequence[Engine]) -> tuple[Choice, ...]:
-    """`rank` for PrefixAware, the best two only. The engines are in turn, which decides between equals."""
-    costs = {engine.endpoint.name: cost(prompt, engine.endpoint.name) for engine in prefills}
-    partners = _best_prefill(sorted(prefills, key=lambda engine: costs[engine.endpoint.name]))
-    enough = prompt.tokens - prompt.short if need.split else math.inf
-    ranked: list[tuple[bool, bool, float, int]] = []
-    for place, engine in enumerate(writers):
-        endpoint, name = engine.endpoint, engine.endpoint.name
-        partner = _partner(endpoint, partners) if partners else None
-        held_already = prompt.held.get(name, 0.0) > enough
-        if partner is None or held_already:
-            total = cost(prompt, name)
-        else:
-            total = costs[partner.name] + cost(prompt, name, FETCH_WEIGHT)
-        alone = need.split and partner is None and not held_already
-        ranked.append((alone, name in need.avoid, total, place))
-    choices = []
-    for *_, place in heapq.nsmallest(2, ranked):
-        endpoint = writers[place].endpoint
-        held_already = prompt.held.get(endpoint.name, 0.0) > enough
-        choices.append(Choice(endpoint, None if held_already else _partner(endpoint, partners)))
-    return tuple(choices)
+def _by_cost(
+    need: Need, prompt: Prompt, writers: Sequence[Engine], prefills: Sequence[Engine], turn: int
+) -> tuple[Choice, ...]:
+    """`rank` for PrefixAware, the best two only: every request of a busy gateway comes by here."""
+    endpoints, names = [engine.endpoint for engine in writers], _names(writers)
+    totals = costs(prompt, names)
+    partnered: list[Endpoint | None] = [None] * len(endpoints)
+    if need.split:
+        of_prefill = dict(zip(_names(prefills), costs(prompt, _names(prefills)), strict=True))
+        partners = _best_prefill(sorted(prefills, key=lambda engine: of_prefill[engine.endpoint.name]))
+        fetched = costs(prompt, names, FETCH_WEIGHT)
+        for place, writer in enumerate(endpoints):
+            if prompt.held.get(writer.name, 0.0) > prompt.tokens - prompt.short:
+                continue  # as good as a pair
+            partner = partnered[place] = _partner(writer, partners)
+            totals[place] = (
+                totals[place] + _LAST_RESORT if partner is None else fetched[place] + of_prefill[partner.name]
+            )
+    if need.avoid:
+        totals = [total + _AVOIDED * (name in need.avoid) for name, total in zip(names, totals, strict=True)]
+    best = []
+    for _ in range(min(2, len(endpoints))):
+        place = _least(totals, names, turn)
+        best.append(Choice(endpoints[place], partnered[place]))
+        totals[place] = math.inf
+    return tuple(best)
+
+
+def _least(totals: Sequence[float], names: Sequence[str], turn: int) -> int:
+    """Where the least is; equals take turns by name."""
+    least = min(totals)
+    equals = [place for place, total in enumerate(totals) if total == least]
+    return equals[0] if len(equals) == 1 else sorted(equals, key=lambda place: names[place])[turn % len(equals)]
+
+
+def _names(engines: Iterable[Engine]) -> list[str]:
+    return [engine.endpoint.name for engine in engines]
 
 
 def _usable(engines: Iterable[Engine], canary: str | None) -> list[Engine]:
