@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def up(warm: Warm, launch: arguments.Command, server: Server, log: str) -> int:
         wait_until("the engine is healthy", lambda: server.healthy() or not alive(group), 120)
         assert alive(group), (warm.folder / log).read_text()[-3000:]
     except BaseException:
-        os.killpg(group, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
         raise
     seconds = time.monotonic() - began
     print(f"import {warm.imported} s, engine healthy {seconds:.1f} s after its start")

@@ -69,7 +69,7 @@ class ReplayScheduler(Scheduler):  # type: ignore[misc] # vLLM is not there to b
 
     def add_request(self, request: Request) -> None:
         asked = replay_of(request)
-        if asked is not None and request.request_id not in self.requests:
+        if asked not in (None, []) and request.request_id not in self.requests:
             self._take_up(request, asked)
         super().add_request(request)
 
@@ -178,8 +178,6 @@ def problem_with(request: Request, asked: object, vocabulary: int) -> str:
     """Why the request cannot be taken up with these tokens; empty if it can. Quotes nothing of them."""
     if not isinstance(asked, list) or not all(type(token) is int for token in asked):
         return f"{REPLAY_FIELD} is not a list of token ids"
-    if not asked:
-        return f"{REPLAY_FIELD} is empty"
     if min(asked) < 0 or max(asked) >= vocabulary:
         return f"{REPLAY_FIELD} holds ids outside of the vocabulary of {vocabulary}"
     if request.prompt_token_ids is None or request.prompt_is_token_ids is not None:
