@@ -39,6 +39,7 @@ lock: | $(UV) ## Resolve the dependencies anew into the lock files (hashes, no a
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header $(ENGINE_PLATFORM) --extra gateway pyproject.toml runtime/engine-requirements.in --constraint $(CACHE)/engine-constraints.txt --overrides runtime/engine-overrides.in -o runtime/engine-requirements.lock
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_36 --override local/engine/overrides.in local/engine/requirements.in -o local/engine/requirements.lock
 	$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 local/engine/models.in -o local/engine/models.lock
+	$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 bench/dynamo.in -o bench/dynamo.lock
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_36 bench/vllm_router.in -o bench/vllm_router.lock
 
 .PHONY: guard
