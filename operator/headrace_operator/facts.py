@@ -133,6 +133,9 @@ def _container_blocker(pod: str, container: Object) -> Blocker | None:
 def _volume_blocker(pod: str, message: str) -> Blocker:
     if MODEL_VOLUME.search(message):
         return Blocker(pod, Reason.MODEL_NOT_FOUND, "the folder of spec.model.source cannot be mounted on its node")
+    secret = SECRET.search(message)
+    if secret is not None:
+        return Blocker(pod, Reason.SECRET_NOT_FOUND, f"the Secret {secret[1]} does not exist")
     volume = VOLUME.search(message)
     return Blocker(
         pod,

@@ -224,6 +224,11 @@ def gateway_ready(known: Known) -> Judgement:
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return Judgement("Unknown", Reason.NOT_OBSERVED, "the gateway's Deployment was just changed")
     ready, size = gateway_counts(known)
+    lacking = [b for b in blockers(known.observed.gateways) if b.reason == Reason.SECRET_NOT_FOUND]
+    if lacking:
+        # Whether or not pods from before still serve: what they ask their clients for is not what is wanted.
+        why = f"spec.gateway.apiKeysSecretRef: {lacking[0].message}"
+        return Judgement("False", Reason.SECRET_NOT_FOUND, f"{ready}/{size} ready; {why}")
     if ready == 0:
         found = blockers(known.observed.gateways)
         return Judgement("False", Reason.GATEWAY_NOT_READY, f"0/{size} ready" + (f"; {listed(found)}" if found else ""))
@@ -292,6 +297,7 @@ HARD = frozenset(
         Reason.IMAGE_PULL_FAILED,
         Reason.RESTART_BUDGET_SPENT,
         Reason.UNSCHEDULABLE,
+        Reason.SECRET_NOT_FOUND,
         Reason.CONTAINER_FAILED,
         Reason.ENGINE_FAILED,
         Reason.ENGINE_UNHEALTHY,

@@ -11,7 +11,6 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
-from headrace_operator import names
 from headrace_operator.api.parse import parse
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.apply import apply_and_prune
@@ -21,7 +20,7 @@ from headrace_operator.desired.head import token_secret
 from headrace_operator.ladders import Known, canary_due, progressing, ray_ready, rolled_out, shortages
 from headrace_operator.observe import observe
 from headrace_operator.plan import make_plan
-from headrace_operator.state import Canary, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
+from headrace_operator.state import Canary, CanaryAnswer, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
 from headrace_operator.status import announcements, new_status
 
 logger = logging.getLogger(__name__)
@@ -81,11 +80,16 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     if not valid.paused and not known.manifest_missing:
         known = replace(known, outcome=await _change(world, subject, plan, observed))
     if canary_due(known):
-        known = replace(
-            known,
-            canary=await world.runtime.canary(names.gateway_url(ref.namespace, ref.name), _question(subject, plan)),
-        )
+        known = replace(known, canary=await _canary(world, subject, plan, observed))
     return known
+
+
+async def _canary(world: World, subject: Subject, plan: Plan, observed: Observed) -> CanaryAnswer:
+    """A gateway asks on our behalf: it needs no API key of its clients, and we none either."""
+    gateway = next((pod for pod in observed.gateways if pod.ready and pod.live and pod.ip), None)
+    if gateway is None:
+        return CanaryAnswer(failure="no gateway pod is ready to be asked")
+    return await world.runtime.canary(gateway.ip, _question(subject, plan))
 
 
 async def _change(world: World, subject: Subject, plan: Plan, observed: Observed) -> Outcome:
@@ -130,7 +134,7 @@ def _question(subject: Subject, plan: Plan) -> Canary:
     split = all(plan.sizes.get(role, 0) > 0 for role in ("prefill", "decode"))
     words = CANARY_WORDS if split else 1
     # A word of the prompt is about one token, and the chat template takes some.
-    return Canary(plan.revision, subject.served_name, min(words, longest // 2) if longest else words, split)
+    return Canary(plan.revision, min(words, longest // 2) if longest else words, split)
 
 
 def _answer(known: Known) -> Look:

@@ -173,14 +173,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Canary:
-    """One real request: the revision that must answer it, under which model name, its length, and whether it must be
-    split.
+    """One real request: the revision that must answer it, its length, and whether it must be split.
 
     A prompt of several KV blocks makes a split deployment really move KV from prefill to decode.
     """
 
     revision: str
-    served_name: str
     words: int
     split: bool
 

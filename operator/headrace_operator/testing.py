@@ -155,6 +155,7 @@ class Scene:
                 self.start(name)
                 changed = True
             if kind == "Deployment":
+                changed |= self._gateways(obj)
                 wanted = {
                     "observedGeneration": obj["metadata"]["generation"],
                     "readyReplicas": obj["spec"]["replicas"],
@@ -163,6 +164,27 @@ class Scene:
                     self.cluster.set_status(kind, namespace, name, wanted)
                     changed = True
         return changed
+
+    def _gateways(self, deployment: Object) -> bool:
+        """What a Deployment's controllers do: make and remove its pods. Whether there was anything to do."""
+        meta, template = deployment["metadata"], deployment["spec"]["template"]["metadata"]
+        wanted = {f"{meta['name']}-{index}" for index in range(deployment["spec"]["replicas"])}
+        there = {
+            name for kind, _, name in self.cluster.objects if kind == "Pod" and name.startswith(f"{meta['name']}-")
+        }
+        for name in there - wanted:
+            self.cluster.remove("Pod", meta["namespace"], name)
+        for name in sorted(wanted - there):
+            owner = {"kind": "ReplicaSet", "name": meta["name"], "uid": meta["uid"], "controller": True}
+            pod = {
+                "name": name,
+                "namespace": meta["namespace"],
+                "labels": template["labels"],
+                "ownerReferences": [owner],
+            }
+            self.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": pod, "spec": {"nodeName": "n-0"}})
+            self.start(name)
+        return there != wanted
 
     def start(self, pod: str, **state: Any) -> None:
         """A pod runs and is ready; an engine's agent says so, with `state` laid over."""

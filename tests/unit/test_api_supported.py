@@ -79,8 +79,6 @@ SET: dict[str, Any] = {
         "policy": "package.module:function",
     },
     "gateway": {
-        "apiKeysSecretRef": {"name": "keys"},
-        "limits": {"maxConcurrent": 5},
         "resume": {"enabled": True},
         "tls": {"secretRef": {"name": "tls"}},
         "expose": {"loadBalancer": {}},

@@ -11,7 +11,7 @@ from headrace_operator.cluster.runtime import HttpRuntime
 from headrace_operator.state import Canary
 from headrace_operator.testing import agent
 
-QUESTION = Canary("r1", "tiny", 40, split=True)
+QUESTION = Canary("r1", 40, split=True)
 GOOD = {"x-headrace-revision": "r1", "x-headrace-decode": "d-0", "x-headrace-prefill": "p-0"}
 
 
@@ -52,7 +52,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 @pytest.fixture
 async def runtime(peer: Peer) -> AsyncIterator[HttpRuntime]:
-    async with HttpRuntime(agent_port=peer.port) as runtime:
+    async with HttpRuntime(agent_port=peer.port, gateway_port=peer.port) as runtime:
         yield runtime
 
 
@@ -80,14 +80,12 @@ async def test_an_agent_that_is_not_there_or_silent_has_no_state(
     assert await runtime.node_state("127.0.0.2") is None
 
 
-async def test_asks_one_token_of_the_revision_that_shall_answer(peer: Peer, runtime: HttpRuntime) -> None:
+async def test_has_a_gateway_ask_the_revision_that_shall_answer(peer: Peer, runtime: HttpRuntime) -> None:
     peer.answer = web.Response(text="{}", headers=GOOD)
-    answer = await runtime.canary(f"http://127.0.0.1:{peer.port}", QUESTION)
+    answer = await runtime.canary("127.0.0.1", QUESTION)
     assert (answer.decode, answer.prefill, answer.failure) == ("d-0", "p-0", None)
-    assert peer.seen[0].path == "/v1/chat/completions"
-    assert peer.seen[0].headers["x-headrace-canary"] == "r1"
-    (body,) = peer.bodies
-    assert (body["model"], body["max_tokens"]) == ("tiny", 1)
+    assert [request.path for request in peer.seen] == ["/canary"]
+    assert peer.bodies == [{"revision": "r1", "words": 40}]
 
 
 @pytest.mark.parametrize(
@@ -102,13 +100,13 @@ async def test_an_answer_of_others_is_a_failure(
     peer: Peer, runtime: HttpRuntime, headers: dict[str, str], words: str
 ) -> None:
     peer.answer = web.Response(text="{}", headers=headers)
-    answer = await runtime.canary(f"http://127.0.0.1:{peer.port}", QUESTION)
+    answer = await runtime.canary("127.0.0.1", QUESTION)
     assert words in (answer.failure or "")
 
 
 async def test_what_the_gateway_says_is_passed_on(peer: Peer, runtime: HttpRuntime) -> None:
     peer.answer = web.json_response({"error": {"message": "no engine of revision r1"}}, status=503)
-    answer = await runtime.canary(f"http://127.0.0.1:{peer.port}", QUESTION)
+    answer = await runtime.canary("127.0.0.1", QUESTION)
     assert answer.failure == "the gateway answered 503: no engine of revision r1"
 
 
@@ -116,6 +114,6 @@ async def test_a_gateway_that_is_not_there_or_silent_is_a_failure(
     peer: Peer, runtime: HttpRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "CANARY_SECONDS", 0.05)
-    assert "not reached" in ((await runtime.canary("http://127.0.0.1:1", QUESTION)).failure or "")
+    assert "not reached" in ((await runtime.canary("127.0.0.2", QUESTION)).failure or "")
     peer.silent = True
-    assert "no answer" in ((await runtime.canary(f"http://127.0.0.1:{peer.port}", QUESTION)).failure or "")
+    assert "no answer" in ((await runtime.canary("127.0.0.1", QUESTION)).failure or "")

@@ -22,6 +22,8 @@ def outcome(scene: Scene) -> dict[tuple[str, str, str], Object]:
     """Everything in the cluster but counters and times."""
     result = {}
     for key, obj in scene.cluster.objects.items():
+        if key[0] == "Pod" and not scene.ref.owns(obj):
+            continue  # the Deployment's own, and not of our making
         meta = {k: v for k, v in obj["metadata"].items() if k not in VOLATILE}
         status = {k: v for k, v in obj.get("status", {}).items() if k not in ("conditions", "canary", "podIP", "model")}
         judged = [

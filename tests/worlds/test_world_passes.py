@@ -293,6 +293,50 @@ async def test_a_pod_that_lacks_the_token_gets_it() -> None:
     assert ("Secret", "demo", "chat-ray-token") in scene.cluster.objects
 
 
+async def test_a_missing_secret_with_the_api_keys_is_named_while_the_pods_before_still_serve() -> None:
+    scene = await ready(Sample().serve())
+    scene.edit(Sample().serve().set("gateway.apiKeysSecretRef", {"name": "chat-keys"}))
+    await scene.reconcile()
+    scene.kubelet()
+    new = {**scene.cluster.objects["Pod", "demo", "chat-gateway-0"]["metadata"], "name": "chat-gateway-2", "uid": "new"}
+    scene.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": new, "spec": {"nodeName": "n1"}})
+    scene.cluster.set_status("Pod", "demo", "chat-gateway-2", pending())
+    message = 'MountVolume.SetUp failed for volume "api-keys" : secret "chat-keys" not found'
+    scene.cluster.warnings["chat-gateway-2"] = [{"reason": "FailedMount", "message": message}]
+    await scene.reconcile()
+    assert (scene.condition(c.GATEWAY_READY), scene.reason(c.GATEWAY_READY)) == ("False", "SecretNotFound")
+    said = scene.judged(c.GATEWAY_READY)["message"]
+    assert said == "2/2 ready; spec.gateway.apiKeysSecretRef: the Secret chat-keys does not exist"
+    assert scene.condition(c.DEGRADED) == "True"
+    scene.cluster.remove("Pod", "demo", "chat-gateway-2")
+    await scene.settle()
+    assert scene.condition(c.READY) == "True"
+
+
+async def test_other_limits_bring_a_new_contract_and_no_new_gateways() -> None:
+    scene = await ready(Sample().serve())
+    scene.edit(Sample().serve().set("gateway.limits", {"maxConcurrent": 10}))
+    writes = await scene.settle()
+    assert [(call.verb, call.kind, call.name) for call in writes if "status" not in call.kind] == [
+        ("patch", "ConfigMap", "chat-gateway")
+    ]
+    assert scene.condition(c.READY) == "True"
+
+
+async def test_the_canary_is_asked_of_a_gateway_that_is_ready() -> None:
+    scene = Scene(Sample().serve())
+    await scene.reconcile()
+    scene.kubelet()
+    for name in scene.cluster.objects.copy():
+        if name[2].startswith("chat-gateway-"):
+            scene.cluster.remove(*name)
+    await scene.reconcile()
+    assert scene.reason(c.READY) == "CanaryFailed"
+    assert "no gateway pod is ready" in scene.judged(c.READY)["message"]
+    await scene.settle()
+    assert scene.condition(c.READY) == "True"
+
+
 HANGING: dict[str, tuple[Object, list[Object], str, str]] = {
     "no node has room": (
         pending(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: insufficient cpu"}]),

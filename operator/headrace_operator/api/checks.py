@@ -15,7 +15,7 @@ from headrace_operator.api.engine import Engine
 from headrace_operator.api.options import ALIKE, OWNED, OWNED_ENV, QUANTIZATIONS
 from headrace_operator.api.podtemplate import template_problems
 from headrace_operator.api.problems import Problem
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Volume
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Limits, Volume
 from headrace_runtime.contract import owned_option
 
 Problems = Iterator[Problem]
@@ -273,6 +273,25 @@ def volumes(spec: InferenceDeploymentSpec) -> Problems:
 
 def manifest(spec: InferenceDeploymentSpec) -> Problems:
     yield from _exactly_one("spec.model.integrity.manifest", spec.model.integrity.manifest)
+
+
+def keys(spec: InferenceDeploymentSpec) -> Problems:
+    gateway = spec.gateway
+    if gateway.api_keys_secret_ref is None and (gateway.keys or gateway.limits.per_key is not None):
+        field = "keys" if gateway.keys else "limits.perKey"
+        yield Problem(f"spec.gateway.{field}", "nobody has a key: set spec.gateway.apiKeysSecretRef, or remove it")
+
+
+def shares(spec: InferenceDeploymentSpec) -> Problems:
+    gateway = spec.gateway
+    limits: dict[str, Limits | None] = {"limits": gateway.limits, "limits.perKey": gateway.limits.per_key}
+    limits |= {f"keys[{index}].limits": key.limits for index, key in enumerate(gateway.keys)}
+    for path, limit in limits.items():
+        for name in Limits.model_fields if limit else ():
+            value, alias = getattr(limit, name), Limits.model_fields[name].alias
+            if value is not None and value < gateway.replicas:
+                fix = f"{gateway.replicas} gateway pods cannot share it: raise it, or lower spec.gateway.replicas"
+                yield Problem(f"spec.gateway.{path}.{alias}", f"is {value}, and {fix}")
 
 
 def expose(spec: InferenceDeploymentSpec) -> Problems:

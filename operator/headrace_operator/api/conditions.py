@@ -73,6 +73,7 @@ class Reason:
     UNSCHEDULABLE: Final = "Unschedulable"
     IMAGE_PULL_FAILED: Final = "ImagePullFailed"
     VOLUME_NOT_MOUNTED: Final = "VolumeNotMounted"
+    SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105 - a reason
     CONTAINER_FAILED: Final = "ContainerFailed"
 
     # RayReady.

@@ -1,22 +1,56 @@
 """The way in: `spec.gateway`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headrace_operator.api.roles import Resources
-from headrace_operator.api.types import FreeForm, Frozen, LocalRef
+from headrace_operator.api.types import Duration, FreeForm, Frozen, LocalRef, list_map
+
+EntryName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-zA-Z0-9_-][-._a-zA-Z0-9]*$")]
 
 
 class Limits(Frozen):
-    """What the gateway lets in, for each key and for all together."""
+    """What is let in. Default: no limit. Each of N gateway pods gives out an Nth of every limit."""
 
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests at a time."""
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    """Requests in any minute."""
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    """Prompt and answer tokens in any minute."""
+    """Requests at a time. Those above it wait in the queue."""
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Requests per minute. So many may come at once; the budget refills evenly."""
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
+    """Tokens of prompts and answers per minute. A request is charged with an estimate of its prompt when it comes, and
+    with the rest when it is over; what was overdrawn is waited for."""
+
+
+class Queue(Frozen):
+    """Requests that wait for their turn: by priority, in turn between keys, of each key as they came."""
+
+    max_length: int = Field(default=256, ge=0, le=1_000_000)
+    """Requests that wait at each gateway pod. Of more, the newest of the key with most waiting is answered 503 with
+    Retry-After, or 429 where the key's own limit is the cause."""
+    max_wait: Duration = Duration("30s")
+    """Longest wait. After it a request is answered likewise."""
+
+
+class AllLimits(Limits):
+    """What is let in, of all requests together and of each key."""
+
+    per_key: Limits | None = None
+    """Of each key that `keys` says nothing else about. Above a rate the key's requests are answered 429 with
+    Retry-After."""
+    queue: Queue = Queue()
+    """Requests that wait while all together, or those of their key, are at their limit."""
+
+
+class Key(Frozen):
+    """How the requests of one API key are treated."""
+
+    name: EntryName
+    """The key's name: of an entry of the Secret."""
+    priority: Literal["High", "Normal", "Low"] = "Normal"
+    """Who waits with a higher priority goes first. Apart from `priority` in a request, which the engine reads."""
+    limits: Limits = Limits()
+    """Limits of this key. What is not given is as in limits.perKey."""
 
 
 class Resume(Frozen):
@@ -68,9 +102,13 @@ class Gateway(Frozen):
     pod_template: FreeForm = Field(default={})
     """A pod template (`metadata`, `spec`) laid over the generated one. The container is named `gateway`."""
     api_keys_secret_ref: LocalRef | None = None
-    """A Secret whose values are the keys that clients may use. Default: no key is asked for."""
-    limits: Limits = Limits()
-    """What the gateway lets in."""
+    """A Secret with the keys that clients may use, as `Authorization: Bearer KEY`. An entry's name is the key's name,
+    and it holds the key, or `sha256:` and the key's SHA-256 in hex. Changes hold within about a minute, without a
+    restart. Default: no key is asked for."""
+    limits: AllLimits = AllLimits()
+    """What is let in. Changes hold within about a minute, without a restart."""
+    keys: tuple[Key, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("name"))
+    """How the requests of single keys are treated."""
     resume: Resume = Resume()
     """Streams that go on elsewhere when their engine is lost."""
     tls: TLS | None = None

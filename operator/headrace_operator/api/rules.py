@@ -55,6 +55,11 @@ def _count(device: str, product: str) -> str:
     return f"(!has({device}.count) || {device}.count == {product})"
 
 
+def _shared(limits: str) -> str:
+    fields = ("maxConcurrent", "requestsPerMinute", "tokensPerMinute")
+    return f"({' && '.join(f'(!has({limits}.{x}) || {limits}.{x} >= self.replicas)' for x in fields)})"
+
+
 _SOURCE = (
     "(self.startsWith('node://') ? self.matches('^node://(/[^/]+)+$') : "
     "self.startsWith('pvc://') ? self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*$') : true) && "
@@ -188,6 +193,19 @@ RULES: tuple[Rule, ...] = (
         ("spec.ray.gcs.volume", "spec.kvCache.disk.volume"),
         "give exactly one of hostPath, claimTemplate, emptyDir",
         _exactly_one("hostPath", "claimTemplate", "emptyDir"),
+    ),
+    Rule(
+        checks.keys,
+        ("spec.gateway",),
+        "keys and limits.perKey need apiKeysSecretRef",
+        "has(self.apiKeysSecretRef) || (!has(self.keys) || self.keys.size() == 0) && !has(self.limits.perKey)",
+    ),
+    Rule(
+        checks.shares,
+        ("spec.gateway",),
+        "the gateway's pods share each limit: none may be less than replicas",
+        f"{_shared('self.limits')} && (!has(self.limits.perKey) || {_shared('self.limits.perKey')}) && "
+        f"(!has(self.keys) || self.keys.all(k, !has(k.limits) || {_shared('k.limits')}))",
     ),
     Rule(
         checks.expose,

@@ -33,6 +33,7 @@ _ENGINE_ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "parallelism.context": ANY,
 }
 _ENGINE_NOT_YET: Final = ("engine.speculative", "engine.weightsOffload")
+_LIMITS: Final = ("maxConcurrent", "requestsPerMinute", "tokensPerMinute")
 
 ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "model.source": ("node://", "pvc://"),
@@ -67,6 +68,14 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "gateway.resources.requests": ANY,
     "gateway.resources.limits": ANY,
     "gateway.podTemplate": ANY,
+    "gateway.apiKeysSecretRef.name": ANY,
+    **{f"gateway.limits.{path}": ANY for path in _LIMITS},
+    **{f"gateway.limits.perKey.{path}": ANY for path in _LIMITS},
+    "gateway.limits.queue.maxLength": ANY,
+    "gateway.limits.queue.maxWait": ANY,
+    "gateway.keys[].name": ANY,
+    "gateway.keys[].priority": ANY,
+    **{f"gateway.keys[].limits.{path}": ANY for path in _LIMITS},
     "gateway.routing.policy": ANY,
     "ray.headResources.requests": ANY,
     "ray.headResources.limits": ANY,
@@ -103,8 +112,6 @@ NOT_YET: Final[tuple[str, ...]] = (
     "scaling.toZero",
     "scaling.dryRun",
     "scaling.policy",
-    "gateway.apiKeysSecretRef",
-    "gateway.limits",
     "gateway.resume",
     "gateway.tls",
     "gateway.expose",

@@ -7,7 +7,7 @@ Defaults describe what this version does. What it does not act on yet is in the 
 from pydantic import Field
 
 from headrace_operator.api.engine import Device, Engine, EnvVar, Executor, Parallelism, Speculative, WeightsOffload
-from headrace_operator.api.gateway import Expose, Gateway, Limits, Resume, Routing
+from headrace_operator.api.gateway import Expose, Gateway, Key, Limits, Resume, Routing
 from headrace_operator.api.kvcache import DeviceCache, DiskCache, EmptyDir, HostCache, KVCache, Volume
 from headrace_operator.api.lifecycle import (
     GCS,
@@ -68,6 +68,7 @@ __all__ = [
     "InferenceDeploymentStatus",
     "Integrity",
     "KVCache",
+    "Key",
     "Limits",
     "LocalRef",
     "Manifest",

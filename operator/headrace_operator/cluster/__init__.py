@@ -91,5 +91,6 @@ class Runtime(Protocol):
     async def node_state(self, address: str) -> NodeState | None:
         """What the agent at this pod address says of itself. None: no usable answer in time."""
 
-    async def canary(self, url: str, question: Canary) -> CanaryAnswer:
-        """Ask one real question through the gateway. A failure is an answer too; this never raises."""
+    async def canary(self, address: str, question: Canary) -> CanaryAnswer:
+        """Have the gateway at this pod address put one real question to its own public port. A failure is an answer
+        too; this never raises."""

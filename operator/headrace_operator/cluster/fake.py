@@ -162,7 +162,7 @@ class FakeRuntime:
     async def node_state(self, address: str) -> NodeState | None:
         return self.states.get(address)
 
-    async def canary(self, url: str, question: Canary) -> CanaryAnswer:
+    async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         self.questions.append(question)
         return self.answer or CanaryAnswer("decode-0", "prefill-0" if question.split else "")
 

@@ -10,7 +10,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from headrace_operator.state import Canary, CanaryAnswer
-from headrace_runtime.contract import AGENT_PORT, NodeState
+from headrace_runtime.contract import AGENT_PORT, GATEWAY_ADMIN_PORT, NodeState
 
 STATE_SECONDS = 1.5
 CANARY_SECONDS = 30.0
@@ -19,8 +19,9 @@ CANARY_SECONDS = 30.0
 class HttpRuntime:
     """One connection pool for all agents and gateways. Use as an async context manager, or call `close`."""
 
-    def __init__(self, *, agent_port: int = AGENT_PORT) -> None:
+    def __init__(self, *, agent_port: int = AGENT_PORT, gateway_port: int = GATEWAY_ADMIN_PORT) -> None:
         self._agent_port = agent_port
+        self._gateway_port = gateway_port
         # A pod's address is soon another pod's: connections are not kept.
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, force_close=True))
 
@@ -35,10 +36,9 @@ class HttpRuntime:
         await self._session.close()
 
     async def node_state(self, address: str) -> NodeState | None:
-        host = f"[{address}]" if ":" in address else address
         try:
             async with self._session.get(
-                f"http://{host}:{self._agent_port}/state", timeout=aiohttp.ClientTimeout(total=STATE_SECONDS)
+                f"http://{_host(address)}:{self._agent_port}/state", timeout=aiohttp.ClientTimeout(total=STATE_SECONDS)
             ) as response:
                 if response.status != HTTPStatus.OK:
                     return None
@@ -46,18 +46,11 @@ class HttpRuntime:
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
 
-    async def canary(self, url: str, question: Canary) -> CanaryAnswer:
-        body = {
-            "model": question.served_name,
-            "messages": [{"role": "user", "content": " ".join(["hello"] * question.words)}],
-            "max_tokens": 1,
-            "temperature": 0,
-        }
+    async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         try:
             async with self._session.post(
-                f"{url}/v1/chat/completions",
-                json=body,
-                headers={"x-headrace-canary": question.revision},
+                f"http://{_host(address)}:{self._gateway_port}/canary",
+                json={"revision": question.revision, "words": question.words},
                 timeout=aiohttp.ClientTimeout(total=CANARY_SECONDS),
             ) as response:
                 if response.status != HTTPStatus.OK:
@@ -69,6 +62,10 @@ class HttpRuntime:
             return CanaryAnswer(failure=f"no answer from the gateway within {CANARY_SECONDS:.0f} s")
         except (aiohttp.ClientError, OSError) as error:
             return CanaryAnswer(failure=f"the gateway was not reached ({type(error).__name__})")
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _judge(question: Canary, headers: Any) -> CanaryAnswer:

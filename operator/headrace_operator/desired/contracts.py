@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
+from headrace_operator.api.v1alpha1 import Gateway, Limits
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.state import Object, Subject
 from headrace_runtime import contract
@@ -54,13 +55,16 @@ def gateway(subject: Subject) -> contract.GatewayContract:
         deployment=names.label(subject.name),
         served_name=subject.served_name,
         routing=spec.gateway.routing.policy,
+        keys_folder=contract.KEYS_MOUNT if spec.gateway.api_keys_secret_ref else None,
+        admission=_admission(spec.gateway, spec.gateway.replicas),
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
     )
 
 
 def local(subject: Subject, revision: str) -> contract.LocalContract:
-    """The whole deployment as processes of one machine: every engine of every role, no Ray token, plain folders.
+    """The whole deployment as processes of one machine: every engine of every role, one gateway, plain folders, and
+    neither a Ray token nor API keys, which only a cluster has.
 
     ValueError: the model is in a volume claim, which only a cluster has.
     """
@@ -74,7 +78,11 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
         ray = contract.RayNode(address=f"127.0.0.1:{contract.RAY_PORT}", token_file=None)
         nodes += [written.model_copy(update={"model": model, "ray": ray})] * role.replicas
     return contract.LocalContract(
-        head=head(subject).model_copy(update={"token_file": None}), nodes=tuple(nodes), gateway=gateway(subject)
+        head=head(subject).model_copy(update={"token_file": None}),
+        nodes=tuple(nodes),
+        gateway=gateway(subject).model_copy(
+            update={"keys_folder": None, "admission": _admission(subject.spec.gateway, pods=1)}
+        ),
     )
 
 
@@ -119,8 +127,9 @@ def serialise(value: contract.Frozen) -> str:
     return json.dumps({**marks, **said}, indent=1, ensure_ascii=False) + "\n"
 
 
-def fingerprint(value: contract.Frozen) -> str:
-    """Changes when the contract does."""
+def fingerprint(value: contract.GatewayContract) -> str:
+    """Changes when the contract does in a field that needs a new process."""
+    value = contract.without_live(value)
     return hashlib.sha256(serialise(value).encode()).hexdigest()[:16]
 
 
@@ -137,6 +146,28 @@ def kv_layout(subject: Subject, role: EffectiveRole) -> str:
         role.engine.extra_args.get("block-size"),
     )
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:10]
+
+
+def _admission(gateway: Gateway, pods: int) -> contract.Admission:
+    """The rules of one of so many gateway pods: its share of every limit."""
+    limits = gateway.limits
+    each_key = limits.per_key or Limits()
+    return contract.Admission(
+        total=_share(limits, pods),
+        each_key=contract.KeyRule(limits=_share(each_key, pods)),
+        keys={
+            key.name: contract.KeyRule(priority=key.priority, limits=_share(key.limits, pods, each_key))
+            for key in gateway.keys
+        },
+        queue_length=limits.queue.max_length,
+        queue_seconds=limits.queue.max_wait.seconds,
+    )
+
+
+def _share(limits: Limits, pods: int, otherwise: Limits | None = None) -> contract.Limit:
+    """An Nth of each limit, and at least one, for there is no less."""
+    found = {name: getattr(limits, name) or getattr(otherwise, name, None) for name in contract.Limit.model_fields}
+    return contract.Limit(**{name: max(1, value // pods) for name, value in found.items() if value is not None})
 
 
 def _model(subject: Subject) -> contract.Model:

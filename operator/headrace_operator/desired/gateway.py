@@ -10,7 +10,7 @@ from headrace_runtime import contract
 LEAVE_SECONDS = 3
 """Between the decision that a gateway goes and its SIGTERM: long enough for Services to leave it out."""
 CONTRACT_ANNOTATION = f"{names.GROUP}/contract"
-"""On the gateway's pods: a hash of their contract, which is read once, so that another one brings new pods."""
+"""On the gateway's pods: a hash of what they read of their contract at start alone, so that another brings new pods."""
 
 
 def objects(subject: Subject) -> list[Object]:
@@ -91,6 +91,8 @@ def _spec(subject: Subject) -> Object:
     container = pods.process(
         "gateway", "gateway", subject.defaults.gateway_image, pods.resources(subject.spec.gateway.resources)
     )
+    keys = _api_keys(subject)
+    container["volumeMounts"] += [mount for _, mount in keys]
     container["ports"] = [
         {"name": "http", "containerPort": contract.GATEWAY_PORT},
         {"name": "admin", "containerPort": contract.GATEWAY_ADMIN_PORT},
@@ -105,6 +107,7 @@ def _spec(subject: Subject) -> Object:
             "runAsNonRoot": True,
             "runAsUser": pods.USER,
             "runAsGroup": pods.GROUP,
+            "fsGroup": pods.GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         terminationGracePeriodSeconds=int(contracts.gateway(subject).drain_seconds) + LEAVE_SECONDS + 30,
@@ -119,5 +122,15 @@ def _spec(subject: Subject) -> Object:
             }
         ],
         containers=[container | pods.probes(contract.GATEWAY_ADMIN_PORT)],
-        volumes=pods.base_volumes(name),
+        volumes=[*pods.base_volumes(name), *(volume for volume, _ in keys)],
     )
+
+
+def _api_keys(subject: Subject) -> list[tuple[Object, Object]]:
+    """Volume and mount of the Secret with the API keys, where there is one. Without it a pod does not start: better
+    than a gateway that lets nobody in, while the pods before it still serve."""
+    ref = subject.spec.gateway.api_keys_secret_ref
+    if ref is None:
+        return []
+    volume = {"name": "api-keys", "secret": {"secretName": ref.name, "defaultMode": 0o440}}
+    return [(volume, {"name": "api-keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True})]
