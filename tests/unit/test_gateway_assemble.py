@@ -3,8 +3,8 @@
 import orjson
 import pytest
 
-from headrace_runtime.gateway.assemble import error_of, events, one_answer
-from headrace_runtime.gateway.request import CHAT, COMPLETIONS
+from headrace_runtime.gateway.assemble import begun, error_of, events, one_answer
+from headrace_runtime.gateway.request import CHAT, COMPLETIONS, RESPONSES
 
 
 def stream(*chunks: object) -> bytes:
@@ -114,3 +114,11 @@ def test_what_is_not_a_whole_answer_is_refused(nonsense: bytes) -> None:
 
 def test_events_leave_out_the_last_word() -> None:
     assert list(events(b"data: 1\n\n: comment\n\ndata:2\n\ndata: [DONE]\n\n")) == [b"1", b"2"]
+
+
+def test_a_response_has_begun_once_more_is_said_than_its_id() -> None:
+    created = b"event: response.created\ndata: {}\n\nevent: response.in_progress\ndata: {}\n\n"
+    assert not begun(RESPONSES, created)
+    assert begun(RESPONSES, created + b"event: response.output_item.added\ndata: {}\n\n")
+    assert begun(RESPONSES, b'data: {"error": {}}\n\n')
+    assert begun(CHAT, created)

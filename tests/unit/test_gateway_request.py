@@ -4,19 +4,24 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.request import (
     CHAT,
     COMPLETIONS,
+    DETOKENIZE,
+    EMBEDDINGS,
+    RESPONSES,
+    TOKENIZE,
     Facts,
     body_with_token_ids,
     continuation,
     decode_body,
     parse,
     prefill_body,
+    trace_of,
 )
 
 IDS = list(range(100))
@@ -240,3 +245,50 @@ def test_a_continuation_without_tokens_replays_none_and_is_streamed() -> None:
     assert "vllm_xargs" not in going_on.document
     assert going_on.document["stream"] is True
     assert going_on.document["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "tokens"),
+    [
+        (RESPONSES, {"input": "x" * 40}, 10),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x" * 40}]}]}, 10),
+        (RESPONSES, {}, 0),
+        (EMBEDDINGS, {"input": ["x" * 40, "x" * 20]}, 15),
+        (EMBEDDINGS, {"input": [1, 2, 3]}, 3),
+        (TOKENIZE, {"prompt": "x" * 40}, 0),
+        (DETOKENIZE, {"tokens": [1, 2]}, 0),
+    ],
+)
+def test_other_routes_are_neither_split_nor_resumed(path: str, fields: dict[str, Any], tokens: int) -> None:
+    found = parse(path, orjson.dumps({"model": "m", "stream": True, **fields}), "m")
+    assert (found.prompt_tokens, found.splittable, found.resumable) == (tokens, False, False)
+    assert found.computed == (path in (RESPONSES, EMBEDDINGS))
+    assert found.begun_by_engine == (path == EMBEDDINGS)
+
+
+def test_tokenisation_needs_no_model_and_takes_no_other() -> None:
+    assert parse(TOKENIZE, b'{"prompt": "x"}', "m").path == TOKENIZE
+    with pytest.raises(RequestError, match="does not exist"):
+        parse(TOKENIZE, b'{"prompt": "x", "model": "other"}', "m")
+    with pytest.raises(RequestError, match="must be given"):
+        parse(RESPONSES, b'{"input": "x"}', "m")
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_no_trace_context_smuggles_a_header(parent: str, state: str) -> None:
+    for headers in ({"traceparent": parent, "tracestate": state}, {"traceparent": PARENT, "tracestate": state}):
+        for name, value in trace_of(headers):
+            assert name in ("traceparent", "tracestate")
+            assert value.isprintable()
+            assert value.isascii()
+            assert len(value) <= 512
+
+
+def test_a_trace_goes_on_only_with_its_parent() -> None:
+    assert trace_of({}) == trace_of({"tracestate": "a=1"}) == ()
+    assert trace_of({"traceparent": PARENT}) == (("traceparent", PARENT),)
+    assert trace_of({"traceparent": PARENT, "tracestate": "a=1"})[1] == ("tracestate", "a=1")
