@@ -36,14 +36,17 @@ def list_() -> None:
     "--results",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Add the outcomes to this file. [default: they are only printed]",
+    help="Write the outcomes to this file, in place of the scenarios' earlier ones. [default: they are only printed]",
 )
+@click.option("--keep", is_flag=True, help="Keep the earlier outcomes beside the new ones: the table adds them up.")
 @click.option(
     "--journals",
     type=click.Path(file_okay=False, path_type=Path),
     help="Write there what every request met, a file for each scenario.",
 )
-def run(names: tuple[str, ...], runs: int | None, seed: int | None, file: Path | None, journals: Path | None) -> None:
+def run(
+    names: tuple[str, ...], runs: int | None, seed: int | None, file: Path | None, keep: bool, journals: Path | None
+) -> None:
     """Run the scenarios NAMES, or all. Exit 1: an expectation did not hold, or a planted bug went unnoticed."""
     console = Console()
     try:
@@ -55,7 +58,7 @@ def run(names: tuple[str, ...], runs: int | None, seed: int | None, file: Path |
     for outcome in suite.run(chosen):
         ok = ok and outcome.ok
         if file is not None:
-            results.add(file, outcome)
+            results.add(file, outcome, keep)
         if journals is not None:
             results.write_journal(journals, outcome)
     sys.exit(0 if ok else 1)

@@ -1,4 +1,4 @@
-"""What was measured, as JSON: docs/recovery.json, one record per scenario, the newest run of each."""
+"""What was measured, as JSON: docs/recovery.json, a record for each session in which a scenario was run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ FILE = REPOSITORY / "docs" / "recovery.json"
 
 
 class Record(BaseModel):
-    """One scenario's outcome. Seconds, one per strike; None: it did not come to that."""
+    """One scenario's outcome in one session. Seconds, one per strike; None: it did not come to that."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,11 +87,11 @@ def read(file: Path = FILE) -> list[Record]:
     return [Record.model_validate(one) for one in json.loads(file.read_text())] if file.exists() else []
 
 
-def add(file: Path, outcome: Outcome) -> None:
-    """The scenario's earlier record, if any, is replaced."""
-    records = {one.scenario: one for one in read(file)} | {outcome.scenario.name: record(outcome)}
-    lines = [records[name].model_dump_json() for name in sorted(records)]
-    file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+def add(file: Path, outcome: Outcome, keep: bool) -> None:
+    """Beside the scenario's earlier sessions if they are to be kept, else in their place."""
+    records = [one for one in read(file) if keep or one.scenario != outcome.scenario.name]
+    records = sorted([*records, record(outcome)], key=lambda one: one.scenario)
+    file.write_text("[\n" + ",\n".join(one.model_dump_json() for one in records) + "\n]\n")
 
 
 def write_journal(folder: Path, outcome: Outcome) -> None:

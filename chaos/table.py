@@ -1,6 +1,7 @@
 """docs/recovery.md, made from docs/recovery.json and from nothing else. Pure, but for reading and writing the two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -35,19 +36,87 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Row:
+    """All sessions of one scenario, added up. The newest says what it is called and how it is done."""
+
+    sessions: Sequence[Record]
+
+    @property
+    def newest(self) -> Record:
+        return self.sessions[-1]
+
+    @property
+    def ok(self) -> bool:
+        return all(one.ok for one in self.sessions)
+
+    @property
+    def place(self) -> tuple[bool, bool, str]:
+        return self.newest.world != "processes", self.newest.engines == "simulated", self.newest.scenario
+
+    @property
+    def where(self) -> str:
+        return f"{self.newest.world}, *simulated*" if self.newest.engines == "simulated" else self.newest.world
+
+    def total(self, count: Callable[[Record], int]) -> int:
+        return sum(map(count, self.sessions))
+
+    def times(self, seconds: Callable[[Record], Sequence[float | None]]) -> str:
+        """`median (min to max)` of all strikes."""
+        values = [value for one in self.sessions for value in seconds(one)]
+        known = [value for value in values if value is not None]
+        if not known:
+            return "-"
+        missing = f", {len(values) - len(known)} never" if len(known) < len(values) else ""
+        return f"{median(known):.1f} ({min(known):.1f} to {max(known):.1f}{missing})"
+
+    def cells(self) -> list[str]:
+        lost, cut = self.total(lambda one: one.lost), self.total(lambda one: one.cut)
+        found = self.total(lambda one: sum(map(bool, one.caught.values())))
+        return [
+            self.newest.title,
+            self.where,
+            str(self.total(lambda one: len(one.whole))),
+            str(self.total(lambda one: one.requests)),
+            str(self.total(lambda one: one.struck)),
+            f"{lost} ({cut} cut)" if cut else str(lost),
+            str(self.total(lambda one: one.duplicated)),
+            str(self.total(lambda one: one.mismatched)),
+            self.times(lambda one: one.detect),
+            self.times(lambda one: one.recover),
+            self.times(lambda one: one.whole),
+            f"{found} of {self.total(lambda one: len(one.caught))} found",
+            "holds" if self.ok else "**fails**",
+        ]
+
+    def remarks(self) -> str:
+        retries = self.newest.client_retries
+        said = f" Clients retry {retries} times, as OpenAI's do." if retries else ""
+        broken = [sentence for one in self.sessions for sentence in one.broken]
+        return said + (f" **Does not hold: {'; '.join(broken)}.**" if broken else "")
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """One for each scenario, as the table orders them."""
+    by_scenario: dict[str, list[Record]] = {}
+    for one in records:
+        by_scenario.setdefault(one.scenario, []).append(one)
+    return sorted(map(Row, by_scenario.values()), key=lambda row: row.place)
+
+
 def page(records: Sequence[Record]) -> str:
     """The whole document."""
+    table = rows(records)
     lines = [HEAD, "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_cells(one)) + " |" for one in sorted(records, key=_place)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in table]
     lines += ["", "## How", ""]
-    lines += [
-        f"- **{one.title}** ({_where(one)}, `{one.scenario}`): {one.how}{_remarks(one)}"
-        for one in sorted(records, key=_place)
-    ]
+    lines += [f"- **{row.newest.title}** ({row.where}): {row.newest.how}{row.remarks()}" for row in table]
     lines += ["", "## On what", ""]
     machines = sorted({f"{one.cpus} processors, Linux {one.kernel}" for one in records})
-    lines += [f"Machine: {'; '.join(machines)}. Runs, with the start value of what was drawn by chance:", ""]
-    lines += [f"- `{one.scenario}`: seed {one.seed}, code {one.commit}" for one in sorted(records, key=_place)]
+    lines += [f"Machine: {'; '.join(machines)}. Sessions, with the start value of what was drawn by chance:", ""]
+    for row in table:
+        seeds = ", ".join(f"{one.seed} ({one.commit}, {len(one.whole)} runs)" for one in row.sessions)
+        lines.append(f"- `{row.newest.scenario}`: {seeds}")
     return "\n".join(lines) + "\n"
 
 
@@ -65,45 +134,3 @@ def check(source: Path = results.FILE, target: Path = FILE) -> str:
     if target.read_text() != page(results.read(source)):
         return f"{target.name} is not what {source.name} makes: run `python -m chaos table`"
     return ""
-
-
-def _place(record: Record) -> tuple[bool, bool, str]:
-    return record.world != "processes", record.engines == "simulated", record.scenario
-
-
-def _where(record: Record) -> str:
-    place = "cluster" if record.world == "cluster" else "processes"
-    return f"{place}, *simulated*" if record.engines == "simulated" else place
-
-
-def _cells(record: Record) -> list[str]:
-    lost = f"{record.lost} ({record.cut} cut)" if record.cut else str(record.lost)
-    return [
-        record.title,
-        _where(record),
-        str(len(record.whole)),
-        str(record.requests),
-        str(record.struck),
-        lost,
-        str(record.duplicated),
-        str(record.mismatched),
-        _spread(record.detect),
-        _spread(record.recover),
-        _spread(record.whole),
-        f"{sum(map(bool, record.caught.values()))} of {len(record.caught)} found",
-        "holds" if record.ok else "**fails**",
-    ]
-
-
-def _remarks(record: Record) -> str:
-    retries = f" Clients retry {record.client_retries} times, as OpenAI's do." if record.client_retries else ""
-    broken = f" **Does not hold: {'; '.join(record.broken)}.**" if record.broken else ""
-    return retries + broken
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    missing = f", {len(values) - len(known)} never" if len(known) < len(values) else ""
-    return f"{median(known):.1f} ({min(known):.1f} to {max(known):.1f}{missing})"

@@ -96,6 +96,16 @@ def test_the_page_says_what_does_not_hold_and_which_engines_are_simulated() -> N
     assert page.count("| **fails** |") == 2
 
 
+def test_sessions_of_one_scenario_are_added_up() -> None:
+    page = table.page(
+        [measured(), measured(seed=8, detect=[0.9], recover=[0.0], whole=[1.0], lost=1, broken=["1 lost"])]
+    )
+    (row,) = [line for line in page.splitlines() if line.startswith("| Engine killed")]
+    assert "| 4 | 100 | 18 | 1 | 0 | 0 | 0.2 (0.1 to 0.9) |" in row
+    assert row.endswith("| 2 of 2 found | **fails** |")
+    assert "`engine-killed`: 7 (abc, 3 runs), 8 (abc, 1 runs)" in page
+
+
 def test_the_document_is_what_its_results_make() -> None:
     assert table.check() == ""
 
