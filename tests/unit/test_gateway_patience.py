@@ -9,6 +9,7 @@ from headrace_runtime.gateway.patience import (
     WINDOW_SECONDS,
     Longest,
     Pace,
+    computed,
     patience,
     silence_ended,
     transfer_deadline,
@@ -35,6 +36,12 @@ def test_a_long_prompt_gets_the_time_that_such_prompts_took() -> None:
     slow = silence_ended(UNKNOWN, 12.0, 3000, now=1.0)
     assert waited(slow, prompt_tokens=3000) >= 2 * 12.0
     assert waited(prompt_tokens=30_000) > 60.0
+
+
+def test_prompts_that_are_answered_at_once_teach_it_too_and_those_that_queued_do_not() -> None:
+    quick = computed(UNKNOWN, 0.2, 1000, now=1.0)
+    assert waited(quick, prompt_tokens=1000) == LEAST + 2 * TOKEN_SECONDS_LEAST * 1000
+    assert computed(UNKNOWN, 20.0, 1000, now=1.0) == computed(UNKNOWN, 0.2, 10, now=1.0) == UNKNOWN
 
 
 def test_between_two_tokens_lies_a_step_and_not_a_whole_prompt() -> None:

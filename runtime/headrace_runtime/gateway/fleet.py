@@ -131,7 +131,8 @@ class Slot:
     def take_moved(self) -> bool:
         moved, self.moved = self.moved, False
         for watch in self.watches:
-            moved |= watch.moved()
+            if watch.answer.beats != watch.seen:  # looked at here: there may be thousands
+                moved |= watch.moved()
         return moved
 
     def give_up(self) -> None:
@@ -259,6 +260,11 @@ class Fleet:
             slot.moved = True
             self._set(slot, quarantine.succeeded(slot.breaker, self._clock()))
 
+    def computed(self, endpoint: Endpoint, prompt_tokens: int, seconds: float) -> None:
+        """The engine gave a first token, so long after it was asked."""
+        if slot := self._slot(endpoint):
+            slot.pace = patience.computed(slot.pace, seconds, prompt_tokens, self._clock())
+
     def failed(self, endpoint: Endpoint, reason: Reason) -> None:
         """A request failed by the engine's fault."""
         if slot := self._slot(endpoint):
@@ -297,7 +303,7 @@ class Fleet:
         """`elapsed` seconds passed in which this process listened: who owes bytes and sent none, and for how long."""
         now = self._clock()
         for slot in self._slots.values():
-            waiting = slot.longest_prompt
+            waiting = slot.longest_prompt if slot.silent else 0
             if slot.take_moved():
                 if slot.silent:
                     slot.pace = patience.silence_ended(slot.pace, slot.silent, waiting, now)

@@ -201,7 +201,11 @@ class Journey:
         self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
         body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
         seconds = None if self.facts.computed else FRONT_END_SECONDS
-        return await self._ask(engine, body, self.facts.stream, seconds)
+        began = time.monotonic()
+        first = await self._ask(engine, body, self.facts.stream, seconds)
+        if first.streaming:
+            self.means.fleet.computed(engine, self.facts.prompt_tokens, time.monotonic() - began)
+        return first
 
     async def _transferred(self, prefill: Endpoint, engine: Endpoint, transfer: Transfer) -> First:
         """The decode engine fetches the prompt's KV blocks from `prefill`."""
@@ -227,6 +231,7 @@ class Journey:
 
         One engine that fails at once is replaced by another, by raising EngineError; after that no more time is lost.
         """
+        began = time.monotonic()
         try:
             with self._using(engine):
                 first = await self._ask(
@@ -248,6 +253,7 @@ class Journey:
             self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
             return None
         self.means.fleet.gave_token(engine)
+        self.means.fleet.computed(engine, self.facts.prompt_tokens, time.monotonic() - began)
         self._learn(first)
         return transfer
 

@@ -14,6 +14,7 @@ LONG_PROMPT = 256
 """Tokens of a prompt from which on a silence is put down to it."""
 CHUNK = 8192
 """Prompt tokens an engine computes at most between two tokens of its streams: vLLM's largest usual step."""
+QUICK_SECONDS = 1.0
 TOKEN_SECONDS = 2e-3
 """Time of a prompt's token on an engine of which nothing is known: slower than a 150 M model on one core."""
 TOKEN_SECONDS_LEAST = 2.5e-4
@@ -54,7 +55,7 @@ class Pace:
     gap: Longest = Longest()
     """Silences that it ended itself, with no long prompt before it."""
     token: Longest = Longest()
-    """The same per token of the prompt, where it had a long one."""
+    """Per token of a long prompt: how long it was silent, or how soon it answered."""
 
 
 UNKNOWN = Pace()
@@ -64,6 +65,14 @@ def silence_ended(pace: Pace, seconds: float, prompt_tokens: int, now: float) ->
     """The engine sent something after `seconds` of silence; the longest prompt before it had `prompt_tokens`."""
     if prompt_tokens < LONG_PROMPT:
         return replace(pace, gap=pace.gap.noted(seconds, now))
+    return replace(pace, token=pace.token.noted(seconds / prompt_tokens, now))
+
+
+def computed(pace: Pace, seconds: float, prompt_tokens: int, now: float) -> Pace:
+    """A prompt's first token came after `seconds`. What took longer waited for others, as far as is known here; a long
+    computation shows as a silence."""
+    if prompt_tokens < LONG_PROMPT or seconds > QUICK_SECONDS:
+        return pace
     return replace(pace, token=pace.token.noted(seconds / prompt_tokens, now))
 
 

@@ -218,7 +218,12 @@ class Gateway:
             }
             for slot in self.fleet.slots()
         ]
-        body = {"deployment": self._contract.deployment, "discovered": self.fleet.discovered, "engines": engines}
+        body = {
+            "deployment": self._contract.deployment,
+            "discovered": self.fleet.discovered,
+            "engines": engines,
+            "linksQuarantined": self.fleet.links.quarantined(),
+        }
         return web.Response(body=orjson.dumps(body), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -195,7 +195,12 @@ class FleetCollector(Collector):
             engines.add_metric(list(labels), count)
         for reason, times in self._fleet.quarantined.items():
             quarantines.add_metric([reason], times)
-        return [engines, states, silences, quarantines]
+        links = GaugeMetricFamily(
+            "headrace_gateway_links_quarantined",
+            "Pairs of a prefill and a decode engine between which no blocks are sent",
+        )
+        links.add_metric([], len(self._fleet.links.quarantined()))
+        return [engines, states, silences, quarantines, links]
 
 
 def standard_output() -> BinaryIO:
