@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace_runtime.contract import Integrity, NodeState
+from headrace_runtime.node.sweep import SHARED_MEMORY
 from tests.runtime.processes import Process, alive, fetch, named, node_contract, place, request, seconds_until, tree
 
 
@@ -27,6 +29,15 @@ def node(folder: Path, engine_python: Path, model: Callable[[str], Path]) -> Ite
     process = Process(engine_python, "node", node_contract(model("tiny")), place(folder, "chat-serve-r1-0"))
     yield process
     process.close()
+
+
+@pytest.fixture
+def left_in_memory() -> Iterator[Path]:
+    """A segment of shared memory that nobody maps, named as Python and vLLM name theirs."""
+    path = SHARED_MEMORY / f"psm_{uuid.uuid4().hex[:8]}"
+    path.write_bytes(b"\0" * 4096)
+    yield path
+    path.unlink(missing_ok=True)
 
 
 def test_the_engine_becomes_ready_with_verified_weights(node: Process) -> None:
@@ -55,6 +66,28 @@ def test_a_hung_engine_is_found_and_started_again(node: Process) -> None:
     took = node.seconds_until(lambda state: ready(state) and state.engine_pid != first)
     print(f"ready again {took:.1f} s after the engine was stopped")
     assert node.node().engine_restarts == 2
+
+
+def test_a_core_that_hangs_behind_its_front_end_is_found_and_started_again(node: Process) -> None:
+    first = node.node().engine_pid
+    os.kill(named(tree(node.popen.pid), "EngineCore"), signal.SIGSTOP)
+    assert fetch(f"{node.engine_url}/health")[0] == 200
+    took = node.seconds_until(lambda state: ready(state) and state.engine_pid != first)
+    print(f"ready again {took:.1f} s after EngineCore was stopped")
+    assert took < 50, "well before the limit of an engine that is busy"
+    assert node.node().engine_restarts == 3
+
+
+def test_an_engine_that_loses_its_front_end_leaves_nothing_behind(node: Process, left_in_memory: Path) -> None:
+    first = node.node().engine_pid
+    assert first
+    family = tree(first)
+    assert len(family) > 1
+    os.kill(first, signal.SIGKILL)
+    node.seconds_until(lambda state: ready(state) and state.engine_pid != first)
+    assert not alive(family)
+    assert not left_in_memory.exists()
+    assert node.node().engine_restarts == 4
 
 
 def test_a_drain_lets_a_running_stream_end_and_leaves_nothing(node: Process) -> None:

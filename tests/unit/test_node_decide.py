@@ -10,6 +10,7 @@ from headrace_runtime.node.decide import (
     HEALTH_FAILURES,
     QUIET_SECONDS,
     STALL_SECONDS,
+    STILL_SECONDS,
     Decision,
     EngineSeen,
     Seen,
@@ -73,8 +74,20 @@ def step(seen: Seen) -> Decision:
             "Kill", "BackOff", "EngineUnhealthy", id="too many failed health checks are not",
         ),
         pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, still_seconds=STILL_SECONDS - 0.1)),
+            "Stay", "Ready", "", id="an engine may rest for a moment before it answers",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, still_seconds=STILL_SECONDS)),
+            "Kill", "BackOff", "EngineUnhealthy", id="an engine that owes an answer and does nothing hangs",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, stalled_seconds=STALL_SECONDS - 1)),
+            "Stay", "Ready", "", id="a step over a long prompt is given its time",
+        ),
+        pytest.param(
             Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, stalled_seconds=STALL_SECONDS)),
-            "Kill", "BackOff", "EngineUnhealthy", id="an engine that generates nothing hangs, whatever its health says",
+            "Kill", "BackOff", "EngineUnhealthy", id="an engine that lets nothing through hangs, however busy it is",
         ),
         pytest.param(
             Seen(weights="Usable", failures=1, failed_at=NOW - 0.1, was_ready=True, failure=CRASH),

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from headrace_runtime.contract import REPLAY_FIELD
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.node.output import ERROR
 from headrace_runtime.node.readiness import (
@@ -91,6 +93,36 @@ async def test_an_engine_that_hangs_behind_its_front_end_makes_no_progress() -> 
                     await asyncio.sleep(0.01)
             watching.cancel()
     assert health.failures == 0
+
+
+async def test_what_hangs_owes_an_answer_and_what_answers_owes_none() -> None:
+    health, engine = Health(), FakeEngine(Script(model="m"))
+    async with engine.serving("127.0.0.1", 0) as url:
+        async with aiohttp.ClientSession() as session:
+            patient = replace(QUICK, token_timeout=30.0)
+            watching = asyncio.create_task(watch(Client(session, url, "m"), health, patient, time.monotonic))
+            async with asyncio.timeout(10):
+                while health.ready_at is None:
+                    await asyncio.sleep(0.01)
+                engine.become(fault="stall")
+                while health.owing(time.monotonic()) != "core":
+                    assert health.owing(time.monotonic()) is None
+                    await asyncio.sleep(0.01)
+                engine.become(fault="hang")
+                while health.owing(time.monotonic()) != "front":
+                    await asyncio.sleep(0.01)
+                engine.become(fault="none")
+                while health.owing(time.monotonic()) == "front":
+                    await asyncio.sleep(0.01)
+            watching.cancel()
+
+
+async def test_what_is_sent_through_the_core_of_an_idle_engine_is_over_as_it_comes() -> None:
+    engine = FakeEngine(Script(model="m", prefill_rate=1.0))
+    async with engine.serving("127.0.0.1", 0) as url, aiohttp.ClientSession() as session:
+        assert await Client(session, url, "m").pass_through(30.0) == ""
+    assert engine.seen[-1]["vllm_xargs"] == {REPLAY_FIELD: [0]}
+    assert engine.seen[-1]["max_tokens"] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from headrace_runtime.contract import Backoff, NodeContract, Phase, Reason
 
 HEALTH_FAILURES = 4
 """Failed health checks in a row, each up to 3 s long, that make a ready engine unhealthy."""
+STILL_SECONDS = 5.0
+"""A ready engine that owes an answer and has used no processor for this long hangs."""
 STALL_SECONDS = 60.0
-"""A ready engine that has generated nothing for this long, though asked to, hangs: its front end alone may still say
-200.
-"""
+"""One that has let nothing pass through EngineCore for this long hangs too, however busy: its front end alone may still
+say 200."""
 QUIET_SECONDS = 2.0
 """How long a draining engine must have had no request: one routed just before is still under way to it."""
 END_SECONDS = 10.0
@@ -38,6 +39,8 @@ class EngineSeen:
     ended: str = ""
     """How its first process ended; empty while it lives."""
     health_failures: int = 0
+    still_seconds: float = 0.0
+    """For how long it has owed an answer and done nothing."""
     stalled_seconds: float = 0.0
     quiet_seconds: float = 0.0
     """How long it has had no request, running or waiting; counted while draining."""
@@ -106,8 +109,11 @@ def _watch(engine: EngineSeen, now: float, contract: NodeContract) -> Decision:
         return Decision(
             "Kill", "BackOff", "EngineUnhealthy", f"the engine failed {HEALTH_FAILURES} health checks in a row"
         )
+    if engine.still_seconds >= STILL_SECONDS:
+        still = f"the engine hangs: it owes an answer and has used no processor for {STILL_SECONDS:g} s"
+        return Decision("Kill", "BackOff", "EngineUnhealthy", still)
     if engine.stalled_seconds >= STALL_SECONDS:
-        stalled = f"the engine has generated no token for {STALL_SECONDS:g} s though asked to"
+        stalled = f"the engine has let no request through for {STALL_SECONDS:g} s"
         return Decision("Kill", "BackOff", "EngineUnhealthy", stalled)
     return Decision("Stay", "Ready")
 

@@ -7,11 +7,13 @@ for each start.
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from headrace_runtime.node.decide import EngineSeen
 from headrace_runtime.node.launch import Launcher, LaunchError
 from headrace_runtime.node.output import Output
 from headrace_runtime.node.process import Program
+from headrace_runtime.node.pulse import Pulse, look
 from headrace_runtime.node.readiness import Client, Health, Intervals, watch, watch_quiet
 
 
@@ -35,6 +37,7 @@ class EngineLife:
         self._ended = ""
         self._terminated_at: float | None = None
         self._program: Program | None = None
+        self._pulse: Pulse | None = None
         parts.output.forget()
         self._running = asyncio.create_task(self._run())
         self._watching: asyncio.Task[None] | None = None
@@ -60,6 +63,7 @@ class EngineLife:
             ready_at=health.ready_at,
             ended=self._ended,
             health_failures=health.failures,
+            still_seconds=self._pulse.still(health.owing(now), now) if self._pulse else 0.0,
             stalled_seconds=now - health.progressed_at if health.ready_at is not None else 0.0,
             quiet_seconds=now - health.quiet_since if health.quiet_since is not None else 0.0,
             terminated_at=self._terminated_at,
@@ -96,6 +100,7 @@ class EngineLife:
         except LaunchError as error:
             self._ended = f"did not start: {error}"
             return
+        self._pulse = Pulse(partial(look, self._program.pid))
         self._watch(watch)
         self._ended = await asyncio.shield(self._program.ended)
 

@@ -1,19 +1,28 @@
 """Whether an engine answers: one generated token first, then its `/health` and its progress for as long as it lives.
 
 No single signal of vLLM is trusted. `/health` has said 200 on an engine that dies at its first request, so ready means
-one token. It also says 200 while only the front end lives and EngineCore hangs, so a token counter that does not move
-is asked to, with one token more. What counts as failed is decided in `decide.py`; here it is only measured.
+one token. It also says 200 while only the front end lives and EngineCore hangs, so an engine whose token counters do
+not move is sent a request that is over as it comes: it passes through EngineCore and back between two steps and
+computes nothing, so that it waits for no queue and for no long prompt (`engine/replay.py`). What counts as failed is
+decided in `decide.py`; here it is only measured.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from headrace_runtime.contract import REPLAY_FIELD
+from headrace_runtime.node.pulse import Part
+
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 PROMPT = "ready"
+TOKEN = 0
+"""A token id that every vocabulary has."""
+OWING_SECONDS = 1.0
+"""An answer that is quicker was never due."""
 
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 KV_USED = "vllm:kv_cache_usage_perc"
@@ -28,7 +37,7 @@ class Intervals:
     health: float = 1.0
     health_timeout: float = 3.0
     token_timeout: float = 60.0
-    progress: float = 10.0
+    progress: float = 3.0
     draining: float = 0.5
 
 
@@ -40,9 +49,21 @@ class Health:
     failures: int = 0
     progressed_at: float = 0.0
     """When it was last known to generate, or not to have been asked to."""
+    front_asked_at: float | None = None
+    """When its front end was asked for what it has not answered yet."""
+    core_asked_at: float | None = None
+    """The same of a request that passes through EngineCore."""
     quiet_since: float | None = None
     """While draining: since when it has had no request, nor KV blocks that a decode engine may still fetch."""
     error: str = ""
+
+    def owing(self, now: float) -> Part | None:
+        """The part that an answer is due from. The front end first: nothing passes through one that does not answer."""
+        if self.front_asked_at is not None and now - self.front_asked_at > OWING_SECONDS:
+            return "front"
+        if self.core_asked_at is not None and now - self.core_asked_at > OWING_SECONDS:
+            return "core"
+        return None
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,14 @@ class Client:
 
     async def generate(self, seconds: float) -> str:
         """Have one token generated. Returns what went wrong, empty if nothing did."""
-        body = {"model": self._model, "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+        return await self._complete({}, seconds)
+
+    async def pass_through(self, seconds: float) -> str:
+        """Send a request through EngineCore and back. Returns as `generate`."""
+        return await self._complete({"vllm_xargs": {REPLAY_FIELD: [TOKEN]}}, seconds)
+
+    async def _complete(self, more: Mapping[str, object], seconds: float) -> str:
+        body = {"model": self._model, "prompt": PROMPT, "max_tokens": 1, "temperature": 0, **more}
         limit = aiohttp.ClientTimeout(seconds)
         try:
             async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=limit) as answer:
@@ -96,9 +124,11 @@ class Client:
 
 def parse_load(text: str) -> Load | None:
     """From the Prometheus text of vLLM; None if it does not count its requests. ValueError if it is no such text."""
-    sums = dict.fromkeys((RUNNING, WAITING, KV_USED, *PROGRESS), 0.0)
+    names = (RUNNING, WAITING, KV_USED, *PROGRESS)
+    sums = dict.fromkeys(names, 0.0)
     seen = set()
-    for family in text_string_to_metric_families(text):
+    few = "".join(line for line in text.splitlines(keepends=True) if line.startswith(names))  # of some thousand lines
+    for family in text_string_to_metric_families(few):
         for sample in family.samples:
             if sample.name in sums:
                 sums[sample.name] += sample.value
@@ -119,13 +149,17 @@ async def watch(client: Client, health: Health, intervals: Intervals, now: Calla
     health.error = ""
     health.ready_at = health.progressed_at = now()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_watch_health(client, health, intervals))
+        tasks.create_task(_watch_health(client, health, intervals, now))
         tasks.create_task(_watch_progress(client, health, intervals, now))
 
 
-async def _watch_health(client: Client, health: Health, intervals: Intervals) -> None:
+async def _watch_health(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
     while True:
-        health.failures = 0 if await client.healthy(intervals.health_timeout) else health.failures + 1
+        health.front_asked_at = health.front_asked_at or now()
+        if await client.healthy(intervals.health_timeout):
+            health.failures, health.front_asked_at = 0, None
+        else:
+            health.failures += 1
         await asyncio.sleep(intervals.health)
 
 
@@ -135,8 +169,11 @@ async def _watch_progress(client: Client, health: Health, intervals: Intervals, 
         load = await client.load(intervals.health_timeout)
         if load and load.progress != last:
             last, health.progressed_at = load.progress, now()
-        elif not await client.generate(intervals.token_timeout):
-            health.progressed_at = now()
+        else:
+            health.core_asked_at = now()
+            if not await client.pass_through(intervals.token_timeout):
+                health.progressed_at = now()
+            health.core_asked_at = None
         await asyncio.sleep(intervals.progress)
 
 
