@@ -51,11 +51,25 @@ def test_a_pod_that_is_leaving_is_draining(metadata: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"podIP": None}, {"phase": "Succeeded"}, {"phase": "Failed"}, {"metadata": {"labels": {}}}],
-    ids=["no address", "ended", "failed", "no role"],
+    [{"podIP": None}, {"phase": "Succeeded"}, {"phase": "Failed"}],
+    ids=["no address", "ended", "failed"],
 )
 def test_a_pod_without_an_engine_to_ask_is_none(changes: dict[str, Any]) -> None:
     assert endpoint_of(pod(**changes)) is None
+
+
+def test_the_role_is_what_the_label_says_now_whatever_the_name() -> None:
+    changed = endpoint_of(pod(metadata={"labels": {**LABELS, "headrace.dev/role": "prefill"}}))
+    before = endpoint_of(pod())
+    assert before is not None
+    assert changed == before.model_copy(update={"role": "prefill"})
+
+
+@pytest.mark.parametrize("labels", [{}, {**LABELS, "headrace.dev/role": "prefil"}], ids=["taken", "misspelt"])
+def test_a_pod_whose_label_names_no_role_gets_nothing_new_and_is_not_lost(labels: dict[str, str]) -> None:
+    endpoint = endpoint_of(pod(metadata={"labels": labels}))
+    assert endpoint is not None
+    assert endpoint.draining
 
 
 def test_reads_a_pod_that_has_no_status_yet() -> None:

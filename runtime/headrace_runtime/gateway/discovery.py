@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
@@ -34,6 +34,7 @@ from headrace_runtime.contract import (
     Endpoint,
     FileDiscovery,
     FixedDiscovery,
+    RoleName,
 )
 from headrace_runtime.engine.arguments import kv_events_at
 
@@ -165,22 +166,26 @@ def endpoints_of(pods: Mapping[str, Pod]) -> tuple[Endpoint, ...]:
 
 
 def endpoint_of(pod: Pod) -> Endpoint | None:
-    """The engine in a pod; None while it has no address or has ended, or where its labels are not an engine's."""
+    """The engine in a pod; None while it has no address or has ended.
+
+    One whose label names no role, as when somebody took it, gets nothing new, and what it computes goes on.
+    """
     metadata, status = pod["metadata"], pod.get("status", {})
     labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
     address = status.get("podIP")
     role = labels.get(ROLE_LABEL)
-    if not address or status.get("phase") in ("Succeeded", "Failed") or role not in ("serve", "prefill", "decode"):
+    if not address or status.get("phase") in ("Succeeded", "Failed"):
         return None
+    known = role in get_args(RoleName)
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
     host = f"[{address}]" if ":" in address else address
     return Endpoint(
         name=metadata["name"],
         url=f"http://{host}:{ENGINE_PORT}",
-        role=role,
+        role=role if known else "serve",
         revision=labels.get(REVISION_LABEL, ""),
         kv_layout=labels.get(KV_LAYOUT_LABEL, ""),
-        draining="deletionTimestamp" in metadata or DRAINING_ANNOTATION in annotations,
+        draining="deletionTimestamp" in metadata or DRAINING_ANNOTATION in annotations or not known,
         ready=conditions.get("Ready") == "True",
         kv_events=kv_events_at(address),
     )
