@@ -163,6 +163,18 @@ def test_only_one_probe_at_a_time_and_none_of_a_sound_engine() -> None:
     assert held.begin_probe(slot(held))
 
 
+def test_an_engine_that_was_back_before_any_check_failed_is_probed_at_once() -> None:
+    held = fleet(endpoint())
+    for _ in range(5):
+        held.failed(endpoint(), "connect")
+        held.answered(endpoint())
+        assert held.begin_probe(slot(held))
+        held.alive(slot(held))
+    held.failed(endpoint(), "silent")
+    held.answered(endpoint())
+    assert not held.begin_probe(slot(held)), "the front end of a hung engine is well"
+
+
 def test_news_of_the_same_set_keeps_health_and_load() -> None:
     held = fleet(endpoint())
     with held.using(endpoint()):

@@ -222,7 +222,7 @@ class Fleet:
     def answered(self, endpoint: Endpoint) -> None:
         """A health check was good. A new engine is in; one that was out has its probe at once, if it was unwell."""
         if slot := self._slot(endpoint):
-            if slot.checks_failed or slot.breaker.reason == "new":
+            if slot.checks_failed or slot.breaker.reason in quarantine.DISPROVED_BY_HEALTH:
                 self._set(slot, quarantine.turned_healthy(slot.breaker, self._clock()))
             slot.checks_failed = 0
 

@@ -13,6 +13,8 @@ Reason = Literal["", "new", "connect", "unhealthy", "silent", "reset", "timeout"
 """new: not known to answer yet · connect: nobody listens · unhealthy: `/health` says no, or nothing · silent: owes
 bytes and sends none · the others: what requests ended by."""
 
+DISPROVED_BY_HEALTH: frozenset[Reason] = frozenset({"new", "connect", "unhealthy"})
+"""What a good health check speaks against, so that a probe is worth its while at once."""
 STRONG: frozenset[Reason] = frozenset({"connect", "unhealthy", "silent"})
 """One is enough. Of the others it takes several with no success between them: one request may be at fault itself."""
 
@@ -24,8 +26,8 @@ class Rules:
     window: float = 10.0
     backoff: float = 0.5
     """Until the first probe; doubled with each that fails."""
-    longest_backoff: float = 15.0
-    memory: float = 30.0
+    longest_backoff: float = 5.0
+    memory: float = 10.0
     """Opened again so soon after it closed, a breaker goes on with the backoff that it had."""
 
 
@@ -66,7 +68,7 @@ def succeeded(breaker: Breaker, now: float) -> Breaker:
 
 
 def turned_healthy(breaker: Breaker, now: float) -> Breaker:
-    """Its `/health` is good again after it was not. A token must prove it, at once."""
+    """Its `/health` is good, which it was not or which speaks against the reason. A token must prove it, at once."""
     if breaker.reason == "new":
         return succeeded(breaker, now)
     return replace(breaker, probe_at=min(breaker.probe_at, now)) if breaker.state == "open" else breaker
