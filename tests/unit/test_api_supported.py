@@ -79,7 +79,6 @@ SET: dict[str, Any] = {
         "policy": "package.module:function",
     },
     "gateway": {
-        "resume": {"enabled": True},
         "tls": {"secretRef": {"name": "tls"}},
         "expose": {"loadBalancer": {}},
     },

@@ -7,7 +7,7 @@ import pytest
 from headrace_operator.desired import contracts, gateway
 from headrace_operator.state import Object
 from headrace_operator.testing import Sample
-from headrace_runtime.contract import KEYS_MOUNT, Admission, KeyRule, Limit
+from headrace_runtime.contract import KEYS_MOUNT, Admission, KeyRule, Limit, Resume
 
 
 def sample(**fields: Any) -> Sample:
@@ -31,6 +31,14 @@ def test_nothing_is_asked_for_and_nothing_limited_where_the_spec_says_nothing() 
     contract = contracts.gateway(sample().subject())
     assert (contract.keys_folder, contract.admission) == (None, Admission())
     assert "api-keys" not in str(template(sample()))
+
+
+def test_broken_streams_are_resumed_unless_the_spec_says_otherwise() -> None:
+    assert contracts.gateway(sample().subject()).resume == Resume()
+    assert contracts.gateway(sample(resume={"maxAttempts": 5}).subject()).resume == Resume(max_attempts=5)
+    off = contracts.gateway(sample(resume={"enabled": False}).subject())
+    assert off.resume is None
+    assert '"resume": null' in contracts.serialise(off)
 
 
 def test_each_pod_gives_out_its_share() -> None:

@@ -56,10 +56,10 @@ class Key(Frozen):
 class Resume(Frozen):
     """Streams that go on elsewhere when their engine is lost."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Continue a broken stream on another engine, without a token lost or repeated."""
     max_attempts: int = Field(default=3, ge=1, le=10)
-    """Engines that a request may be moved to."""
+    """Losses of one stream after which it ends with an error."""
 
 
 class TLS(Frozen):

@@ -50,6 +50,7 @@ def head(subject: Subject) -> contract.HeadContract:
 def gateway(subject: Subject) -> contract.GatewayContract:
     """For the gateway's pods."""
     spec = subject.spec
+    resume = spec.gateway.resume
     return contract.GatewayContract(
         namespace=subject.ref.namespace,
         deployment=names.label(subject.name),
@@ -59,6 +60,7 @@ def gateway(subject: Subject) -> contract.GatewayContract:
         admission=_admission(spec.gateway, spec.gateway.replicas),
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
+        resume=contract.Resume(max_attempts=resume.max_attempts) if resume.enabled else None,
     )
 
 
