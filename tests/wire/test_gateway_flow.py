@@ -197,6 +197,18 @@ async def test_asks_another_engine_when_one_is_gone() -> None:
         assert w.metric("headrace_gateway_retries_total", phase="decode", cause="connect") == 1  # then it is out
 
 
+async def test_engines_that_were_all_lost_under_a_request_are_asked_again() -> None:
+    async with world("decode-0", "decode-1", engine_wait_seconds=10.0) as w:
+        for engine in w.engines.values():
+            engine.become(fault="reset")
+        asked = asyncio.create_task(w.ask(stream=False))
+        await until(lambda: all(engine.seen for engine in w.engines.values()))
+        for engine in w.engines.values():
+            engine.become(fault="none")
+        got = await asked
+        assert (got.status, got.text) == (200, TEXT)
+
+
 async def test_says_what_the_engine_said_when_all_fail() -> None:
     async with world("decode-0", "decode-1", max_retries=5) as w:
         for engine in w.engines.values():

@@ -36,6 +36,8 @@ FRONT_END_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 0.02
 LOOKS = 100
 """Discovery answers, and a health check ends, well before."""
+LOST: frozenset[Cause] = frozenset({"connect", "reset", "silent"})
+"""What says that the engine went, rather than that it refused."""
 NOT_IMPLEMENTED = 501
 """A 5xx that says nothing of the engine's health."""
 
@@ -109,7 +111,7 @@ class Journey:
         while True:
             if attempt:
                 await asyncio.sleep(backoff(attempt))
-            choice = await self._chosen() if attempt <= self._contract.max_retries else None
+            choice = await self._next(last) if attempt <= self._contract.max_retries else None
             if choice is None:
                 # The operator's canary wants to know how things are now.
                 if self.facts.canary is not None or not await self.means.fleet.back(until - time.monotonic()):
@@ -138,6 +140,15 @@ class Journey:
         if last.body:
             raise EngineAnsweredError(failed, last.status, last.body)
         raise failed
+
+    async def _next(self, last: EngineError | None) -> Choice | None:
+        """Whom to ask now. Where nobody is left who did not fail already, and the last was lost under the request: all
+        of them anew, as they may be other processes by now."""
+        choice = await self._chosen()
+        if choice is None and self._tried and last is not None and last.cause in LOST:
+            self._tried = frozenset()
+            choice = await self._chosen()
+        return choice
 
     async def _chosen(self) -> Choice | None:
         """A gateway that has just started does not refuse what engines can serve that it has yet to ask."""
