@@ -11,6 +11,7 @@ from rich.table import Table
 
 from chaos import results, scenario, table
 from chaos.suite import Suite
+from local.errors import LocalError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -55,13 +56,16 @@ def run(
         raise click.BadParameter(str(error), param_hint="NAMES") from error
     suite = Suite(runs, secrets.randbelow(1_000_000) if seed is None else seed, console)
     ok = True
-    for outcome in suite.run(chosen):
-        ok = ok and outcome.ok
-        if file is not None:
-            results.add(file, outcome, keep)
-        if journals is not None:
-            results.write_journal(journals, outcome)
-    sys.exit(0 if ok else 1)
+    try:
+        for outcome in suite.run(chosen):
+            ok = ok and outcome.ok
+            if file is not None:
+                results.add(file, outcome, keep)
+            if journals is not None:
+                results.write_journal(journals, outcome)
+    except LocalError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(0 if ok and not suite.stuck else 1)
 
 
 @main.command("table")

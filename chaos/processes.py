@@ -46,7 +46,8 @@ SIMULATED_ITL = 0.02
 SIMULATED_TTFT = 0.05
 READY_SECONDS = 240.0
 STOP_SECONDS = 20.0
-AGAIN_SECONDS = 0.1
+AGAIN_SECONDS = 1.2
+"""After an end. A real engine is away for longer; so long that some health check finds nobody there."""
 
 
 class Kept:

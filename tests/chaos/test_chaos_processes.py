@@ -23,7 +23,7 @@ def struck(name: str, runs: int, **changes: object) -> Outcome:
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
-        pytest.param("engine-killed-simulated", 15, id="simulated engines"),
+        pytest.param("engine-killed-simulated", 10, id="simulated engines"),
         pytest.param("engine-killed-process", 3, id="vLLM engines"),
     ],
 )
