@@ -202,7 +202,7 @@ async def test_engines_that_were_all_lost_under_a_request_are_asked_again() -> N
         for engine in w.engines.values():
             engine.become(fault="reset")
         asked = asyncio.create_task(w.ask(stream=False))
-        await until(lambda: all(engine.seen for engine in w.engines.values()))
+        await until(lambda: w.metric("headrace_gateway_retries_total", phase="decode", cause="reset") >= 2)
         for engine in w.engines.values():
             engine.become(fault="none")
         got = await asked
