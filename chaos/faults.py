@@ -18,14 +18,15 @@ from headrace_operator.api import conditions as c
 from headrace_runtime.contract import NodeState
 from local import layout, toolchain
 from local.errors import LocalError
-from local.programs import run
+from local.programs import attempt, run
 
 if TYPE_CHECKING:
     from chaos.cluster import Cluster
 
 
 # Runs in an engine's pod. The core is the child of vLLM's server that holds the model. For `memory` the core is made
-# the kernel's first choice, and then memory is taken until the container's limit is met and the kernel ends it.
+# the kernel's first choice, and then memory is taken until the container's limit is met and the kernel ends it, and
+# perhaps this program with it.
 IN_A_POD = """
 import os, pathlib, re, signal, sys, time
 act, server = sys.argv[1], int(sys.argv[2])
@@ -40,6 +41,7 @@ if act == "memory":
     pathlib.Path(f"/proc/{core}/oom_score_adj").write_text("1000")
     taken = []
     while said(core, "VmRSS") != "0":
+        print(time.monotonic(), flush=True)
         taken.append(b"x" * (64 << 20))
 else:
     number = signal.SIGKILL if act in ("core", "server") else getattr(signal, act)
@@ -73,7 +75,11 @@ def stop_engine(cluster: "Cluster", pod: str) -> Blow:
 
 def _execute(cluster: "Cluster", pod: str, act: str, state: NodeState) -> float:
     """When it was done: the clock is the machine's, in a pod too."""
-    return float(cluster.kubectl("exec", pod, "--", "python3.11", "-c", IN_A_POD, act, str(state.engine_pid)))
+    words = ("--kubeconfig", cluster.kubectl.kubeconfig, "--namespace", cluster.kubectl.namespace, "exec", pod, "--")
+    done = attempt(toolchain.kubectl(), *words, "python3.11", "-c", IN_A_POD, act, str(state.engine_pid), timeout=60)
+    if not done.stdout.split():
+        raise LocalError(f"{act} was not done in {pod}: {done.stderr.strip()[-300:]}")
+    return float(done.stdout.split()[-1])
 
 
 def delete_pod(cluster: "Cluster", pod: str) -> Blow:
