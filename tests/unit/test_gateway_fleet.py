@@ -1,5 +1,6 @@
 """What the gateway holds of its engines between discovery, health checks, requests and the clock's ticks."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -146,6 +147,23 @@ def test_where_all_are_in_quarantine_they_are_tried_nevertheless() -> None:
     assert not any(one.routable for one in held.slots())
     held.publish([endpoint("a", draining=True), endpoint("b", 2)])
     assert [engine.endpoint.draining for engine in held.engines()] == [True, False]
+
+
+async def test_an_engine_that_was_there_is_waited_for_and_one_that_never_was_is_not() -> None:
+    held = Fleet(SILENCE)
+    assert not await held.back(30.0)
+    held.publish([endpoint()])
+    assert not await held.back(30.0)
+    held.answered(endpoint())
+    assert not await held.back(30.0), "it is there: whoever asks failed for another reason"
+    held.failed(endpoint(), "connect")
+    assert not await held.back(0.01)
+    waiting = asyncio.create_task(held.back(30.0))
+    await asyncio.sleep(0)
+    held.alive(slot(held))
+    assert await waiting
+    held.publish([endpoint(draining=True)])
+    assert not await held.back(30.0)
 
 
 def test_only_one_probe_at_a_time_and_none_of_a_sound_engine() -> None:

@@ -201,9 +201,11 @@ class Fleet:
 
     @property
     def all_out(self) -> bool:
-        """No engine takes requests, but there are some that may again soon: one that starts anew, or hangs."""
-        kept = [slot for slot in self._slots.values() if not slot.endpoint.draining]
-        return bool(kept) and not any(slot.routable for slot in kept)
+        """No engine takes requests, but there are some that did and may again soon: one that starts anew, or hangs."""
+        slots = self._slots.values()
+        return not any(slot.routable for slot in slots) and any(
+            slot.breaker.reason != "new" and not slot.endpoint.draining for slot in slots
+        )
 
     async def back(self, seconds: float) -> bool:
         """Where all are out: wait for one that takes requests, so long at the most. Gives whether one came back."""
