@@ -95,11 +95,12 @@ def test_whoever_used_a_tenth_of_a_processor_all_along_is_never_still_for_a_seco
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    """A session of three processes, two of them with titles as vLLM gives them; its id."""
+    """The id of a session whose leader started two processes with vLLM's titles, and each of these another."""
     code = (
         "import subprocess, sys, time\n"
+        "compiler = 'import subprocess, time; subprocess.Popen([\\'sleep\\', \\'60\\']); time.sleep(60)'\n"
         f"for title in {TITLES}:\n"
-        "    subprocess.Popen([title, '-c', 'import time; time.sleep(60)'], executable=sys.executable)\n"
+        "    subprocess.Popen([title, '-c', compiler], executable=sys.executable)\n"
         "time.sleep(60)"
     )
     program = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
@@ -112,12 +113,12 @@ def states(session: int, part: Part) -> Mapping[int, str]:
     return {pid: process.state for pid, process in look(session).items() if process.part == part}
 
 
-def test_processes_are_told_apart_by_their_titles_and_a_stopped_one_is_seen(sleeper: int) -> None:
+def test_processes_are_told_apart_by_the_titles_above_them_and_a_stopped_one_is_seen(sleeper: int) -> None:
     def whole() -> bool:
         # A process has its parent's title until it has become its own program.
-        return len(states(sleeper, "core")) == 2 and set(states(sleeper, "front")) == {sleeper}
+        return len(states(sleeper, "core")) == 4 and set(states(sleeper, "front")) == {sleeper}
 
-    wait_until("all three are there", whole, 20)
+    wait_until("all are there", whole, 20)
     stopped = min(states(sleeper, "core"))
     os.kill(stopped, signal.SIGSTOP)
     wait_until("one is stopped", lambda: states(sleeper, "core")[stopped] == "T", 20)

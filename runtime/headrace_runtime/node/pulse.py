@@ -14,7 +14,8 @@ from typing import Literal
 from headrace_runtime.node.sessions import members
 
 Part = Literal["front", "core"]
-"""The processes that speak HTTP, or those that compute."""
+"""The processes that speak HTTP, or those that compute, with all that these started: a kernel may be compiled while
+an answer is due."""
 
 CORE_TITLES = (b"EngineCore", b"Worker")
 """In the titles that vLLM gives its processes (`set_process_title`)."""
@@ -74,14 +75,21 @@ def moved(mark: Mark, seen: Mapping[int, Process], part: Part, now: float) -> bo
 
 def look(session: int) -> dict[int, Process]:
     """The processes of a session, by id."""
-    found = {}
+    stats: dict[int, list[str]] = {}
+    cores: set[int] = set()
     for pid in members(session):
         folder = Path(f"/proc/{pid}")
         try:
-            words = (folder / "stat").read_text().rpartition(")")[2].split()
+            stats[pid] = (folder / "stat").read_text().rpartition(")")[2].split()
             title = (folder / "cmdline").read_bytes().partition(b"\0")[0]
         except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while we looked
-        part: Part = "core" if any(name in title for name in CORE_TITLES) else "front"
-        found[pid] = Process(words[0].upper(), int(words[11]) + int(words[12]), part)
-    return found
+            stats.pop(pid, None)  # ended while we looked
+            continue
+        if any(name in title for name in CORE_TITLES):
+            cores.add(pid)
+    while more := {pid for pid, words in stats.items() if int(words[1]) in cores} - cores:
+        cores |= more
+    return {
+        pid: Process(words[0].upper(), int(words[11]) + int(words[12]), "core" if pid in cores else "front")
+        for pid, words in stats.items()
+    }
