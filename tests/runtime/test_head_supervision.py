@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,26 @@ def node(
     process.close()
 
 
+@pytest.fixture
+def streams(node: Process) -> Iterator[None]:
+    """One stream after the other while a test lasts; all of them must be whole."""
+    body = {"model": "m", "prompt": "Once", "max_tokens": 50, "ignore_eos": True, "stream": True}
+    done, answers = threading.Event(), list[bytes]()
+
+    def ask() -> None:
+        while not done.is_set():
+            answers.append(fetch(f"{node.engine_url}/v1/completions", body, seconds=60)[1])
+            done.wait(0.2)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        yield
+        done.set()
+        asking.result()
+    assert answers
+    assert {answer.rstrip().endswith(b"data: [DONE]") for answer in answers} == {True}
+
+
 def supervised(head: Process) -> bool:
     """The fleet's report names the engine as ready, as its actor heard it from the agent."""
     fleet = head.state()["fleet"]
@@ -84,6 +106,7 @@ def test_the_supervisor_adopts_a_running_engine(head: Process, node: Process) ->
     assert fetch(f"{head.url}/readyz")[0] == 200
 
 
+@pytest.mark.usefixtures("streams")
 def test_a_killed_head_comes_back_and_adopts_the_same_engine(head: Process, node: Process) -> None:
     before = node.node()
     family = head.kill()
@@ -98,6 +121,7 @@ def test_a_killed_head_comes_back_and_adopts_the_same_engine(head: Process, node
     assert after.phase == "Ready"
 
 
+@pytest.mark.usefixtures("streams")
 def test_a_killed_raylet_joins_again_beside_the_same_engine(head: Process, node: Process) -> None:
     before = node.node()
     os.kill(named(tree(node.popen.pid), "raylet/raylet"), signal.SIGKILL)
@@ -106,6 +130,19 @@ def test_a_killed_raylet_joins_again_beside_the_same_engine(head: Process, node:
     node.seconds_until(lambda state: bool(state.ray and state.ray.joined and state.supervisor), 30)
     seconds_until(lambda: supervised(head), 30)
     print(f"a new actor runs {took:.1f} s after the raylet was restarted")
+    assert node.node().engine_pid == before.engine_pid
+
+
+@pytest.mark.usefixtures("streams")
+def test_a_killed_supervisor_and_a_killed_fleet_are_back_beside_the_same_engine(head: Process, node: Process) -> None:
+    before = node.node()
+    os.kill(named(tree(head.popen.pid), "headrace_runtime fleet"), signal.SIGKILL)
+    actor = named(tree(node.popen.pid), "ray::Supervisor")
+    os.kill(actor, signal.SIGKILL)
+    took = seconds_until(lambda: has_supervisor(node) and not alive({actor}), 90)
+    node.seconds_until(lambda state: bool(state.supervisor), 30)
+    seconds_until(lambda: supervised(head), 60)
+    print(f"a new actor runs {took:.1f} s after the old one was killed")
     assert node.node().engine_pid == before.engine_pid
 
 
