@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from chaos import results, table
+from chaos.cluster import manifest
 from chaos.questions import CHAT, Shape, is_long, questions
 from chaos.results import Record
-from chaos.scenario import FOLDER, load, read
+from chaos.scenario import FOLDER, Deployment, load, read
+from headrace_operator.api.parse import parse
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
 FAULTS = {
     "engine_killed", "engine_stopped", "engine_out_of_memory", "front_end_killed", "pod_deleted", "pod_evicted",
@@ -59,6 +62,13 @@ def test_scenarios_that_share_a_deployment_are_neighbours() -> None:
     seen = [(scenario.world, scenario.deployment.model_dump_json()) for scenario in load()]
     changes = [one for one, before in zip(seen[1:], seen, strict=False) if one != before]
     assert len(changes) == len(set(seen)) - 1
+
+
+def test_what_is_struck_in_the_cluster_is_a_valid_deployment_of_the_asked_size() -> None:
+    spec = parse(manifest(Deployment(engines="vllm", prefill=1, decode=3, gateways=2)))
+    assert isinstance(spec, InferenceDeploymentSpec), spec
+    assert {role.name: role.replicas for role in spec.roles} == {"prefill": 1, "decode": 3}
+    assert spec.gateway.replicas == 2
 
 
 def test_a_name_that_is_none_is_refused() -> None:
