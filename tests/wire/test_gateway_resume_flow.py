@@ -87,6 +87,7 @@ async def world(*roles: str, resume: Resume | None = Resume(wait_seconds=10.0)) 
                 served_name="fake",
                 discovery=FixedDiscovery(endpoints=tuple(endpoints)),
                 resume=resume,
+                engine_wait_seconds=0.2,
                 access_log=False,
                 drain_seconds=1.0,
                 port=0,
@@ -230,6 +231,15 @@ async def test_a_refused_continuation_ends_with_an_error() -> None:
     async with world("serve", "serve") as w:
         w.engines["a"].become(fault="cut", at=4)
         w.engines["b"].become(max_model_len=4)
+        stream = await w.ask(COMPLETIONS)
+        assert orjson.loads(list(events(stream))[-1])["error"]["code"] == "engine_lost"
+        assert w.resumes("refused") == 1
+
+
+async def test_a_continuation_that_every_engine_fails_on_is_given_up() -> None:
+    async with world("serve", resume=Resume(wait_seconds=60.0)) as w:
+        w.engines["a"].become(fault="cut", at=4)
+        w.engines["a"].later = "status"
         stream = await w.ask(COMPLETIONS)
         assert orjson.loads(list(events(stream))[-1])["error"]["code"] == "engine_lost"
         assert w.resumes("refused") == 1

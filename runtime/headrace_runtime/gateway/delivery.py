@@ -26,6 +26,10 @@ from headrace_runtime.gateway.upstream import EngineError
 
 log = logging.getLogger(__name__)
 
+REFUSALS = 3
+"""Rounds through all engines in which the last one answered a continuation with an error of its own, after which it is
+not asked again. One that is dying answers so for less than a second."""
+
 
 class LostError(Exception):
     """An answer that began cannot be completed. `result` labels the metric."""
@@ -99,6 +103,8 @@ class Delivery:
     async def resume(self, failure: EngineError) -> EngineError | None:
         """Go on at another engine; gives what became of that. Raises LostError."""
         log.warning("request %s: %s was lost after its first token: %s", *self._who(), failure)
+        if self._relay.mismatch is not None:
+            raise LostError("mismatch", str(self._relay.mismatch))
         self._writer.lost(failure)
         delivered = self._delivered(failure)
         rest = rest_without_engine(delivered, self._wants_usage())
@@ -107,9 +113,7 @@ class Delivery:
             self._relay.add(rest)
             return None
         if delivered.finished:
-            raise LostError(
-                "not_resumable", "only its usage is missing, and the engine did not say the prompt's length"
-            )
+            raise LostError("not_resumable", "its usage is missing, and the engine did not say the prompt's length")
         return await self._go_on(continuation(self._facts, delivered.token_ids), Splice(delivered))
 
     def finish(self) -> None:
@@ -153,8 +157,6 @@ class Delivery:
     def _delivered(self, failure: EngineError) -> Delivered:
         if self._settings is None or self._kept is None:
             raise LostError("not_resumable", str(failure))
-        if self._relay.mismatch is not None:
-            raise LostError("mismatch", str(self._relay.mismatch))
         try:
             delivered = read(self._kept.read())
         except ValueError as error:
@@ -171,7 +173,7 @@ class Delivery:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.wait_seconds
         tried = frozenset(self._lost)
-        attempt = 0
+        attempt = refusals = 0
         while True:
             attempt += 1
             async with AsyncExitStack() as stack:
@@ -180,8 +182,10 @@ class Delivery:
                         journey = Journey(self._journey.means, facts, self._record, tried)
                         first = await stack.enter_async_context(journey.first_token())
                 except (RequestError, EngineAnsweredError, TimeoutError) as error:
-                    if loop.time() >= deadline:
-                        raise LostError("no_engine", f"none goes on with it: {error}") from error
+                    refusals += isinstance(error, EngineAnsweredError)
+                    if loop.time() >= deadline or refusals == REFUSALS:
+                        result: ResumeResult = "refused" if refusals == REFUSALS else "no_engine"
+                        raise LostError(result, f"none goes on with it: {error}") from error
                 else:
                     self._writer = journey
                     return await self._spliced(first, splice)
