@@ -6,7 +6,6 @@ to the machine under it, so they need the bare cluster of `python -m local`.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from rich.console import Console
 from bench.programs import running
 from chaos.faults import FAULTS
 from chaos.kinds import Pod, is_ready
-from chaos.machine import fetch, free_ports
+from chaos.machine import fetch, free_ports, holds
 from chaos.scenario import Deployment, Scenario
 from chaos.world import Blow
 from headrace_operator import names
@@ -38,7 +37,7 @@ from headrace_runtime.contract import (
 from local import demo, readiness, toolchain
 from local.choice import choose
 from local.errors import LocalError
-from local.programs import run, wait_until
+from local.programs import attempt, run, wait_until
 from local.provider import Provider
 from local.readiness import Kubectl
 from local.steps import Steps
@@ -164,6 +163,7 @@ class Cluster:
             served_name=MODEL,
             discovery=FixedDiscovery(endpoints=endpoints),
             max_retries=0,
+            engine_wait_seconds=0,
             resume=None,
             drain_seconds=1.0,
             port=port,
@@ -180,10 +180,7 @@ class Cluster:
 
     def _is_well(self, url: str) -> bool:
         script = f"import urllib.request; urllib.request.urlopen({url!r}, timeout=2)"
-        return (
-            subprocess.run(self.inside([sys.executable, "-c", script]), capture_output=True, check=False).returncode
-            == 0
-        )
+        return attempt(*self.inside([sys.executable, "-c", script])).returncode == 0
 
 
 def takes_requests(engine: Mapping[str, Any]) -> bool:
@@ -227,7 +224,7 @@ def deployed(provider: Provider, deployment: Deployment) -> Iterator[Cluster]:
             return readiness.is_ready(json.loads(kubectl("get", "infd", NAME, "--output=json"))) and cluster.all_serve()
 
         try:
-            wait_until(f"{NAME} is Ready and all its engines serve", ready, READY_SECONDS, step=0.5)
+            wait_until(f"{NAME} is Ready and all serve", lambda: holds(ready), READY_SECONDS, step=0.5)
             service = json.loads(kubectl("get", "service", NAME, "--output=json"))
             # By address: names are the clients' affair, and DNS is one of the things that are taken away.
             cluster.url = f"http://{service['spec']['clusterIP']}"

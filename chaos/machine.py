@@ -6,9 +6,11 @@ import random
 import signal
 import socket
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from local.errors import LocalError
 
 PORTS = range(20000, 32000)
 """Below those that the kernel gives out by itself: a port must still be free when an engine takes it again."""
@@ -19,6 +21,14 @@ def fetch(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=2) as answer:
         found: dict[str, Any] = json.load(answer)
         return found
+
+
+def holds(condition: Callable[[], bool]) -> bool:
+    """Asked of something that may be away just now, which is a no."""
+    try:
+        return condition()
+    except (OSError, LocalError):
+        return False
 
 
 def free_ports(count: int) -> list[int]:

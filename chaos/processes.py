@@ -7,18 +7,20 @@ that a greedy answer is the same whoever else is in the batch: answers are then 
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.machine import children, fetch, free_ports, resident
+from chaos.machine import children, fetch, free_ports, holds, resident
 from chaos.scenario import Deployment, Scenario
 from chaos.world import Blow
 from headrace_runtime.contract import (
@@ -67,12 +69,10 @@ class Kept:
     def close(self) -> None:
         """End it, and everything that it started."""
         self._closed.set()
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._thread.join()
+        patience = time.monotonic() + STOP_SECONDS
+        while self._thread.is_alive():  # it may have started the program once more meanwhile
+            self._process.send_signal(signal.SIGTERM if time.monotonic() < patience else signal.SIGKILL)
+            self._thread.join(1.0)
 
     def _start(self) -> "subprocess.Popen[bytes]":
         with self._log.open("ab") as log:
@@ -120,6 +120,7 @@ class Processes:
     def __init__(self, deployment: Deployment, folder: Path) -> None:
         self._deployment, self._folder = deployment, folder
         self._closing = ExitStack()
+        self.noted = False
         self._parts: dict[str, Part] = {}
         self._ports = iter(free_ports(3 * (deployment.serve + deployment.prefill + deployment.decode) + 6))
 
@@ -143,9 +144,9 @@ class Processes:
             port=next(self._ports),
             admin_port=next(self._ports),
         )
-        self._gateway = self._start_gateway("gateway", self._contract)
+        self._start_gateway("gateway", self._contract)
         self.url = f"http://{LOOPBACK}:{self._contract.port}"
-        wait_until("every engine serves", lambda: self._serve(self._parts), READY_SECONDS)
+        wait_until("every engine serves", lambda: holds(lambda: self._serve(self._parts)), READY_SECONDS)
 
     def close(self) -> None:
         self._closing.close()
@@ -159,17 +160,20 @@ class Processes:
 
     @contextmanager
     def planted(self) -> Iterator[str]:
-        changed = {"max_retries": 0, "resume": None, "port": next(self._ports), "admin_port": next(self._ports)}
-        contract = self._contract.model_copy(update=changed)
+        gives_up = {"max_retries": 0, "engine_wait_seconds": 0.0, "resume": None}
+        ports = {"port": next(self._ports), "admin_port": next(self._ports)}
+        contract = self._contract.model_copy(update=gives_up | ports)
         kept = self._start_gateway("planted", contract)
         try:
             admin = f"http://{LOOPBACK}:{contract.admin_port}"
-            wait_until("the planted gateway serves", functools.partial(self._serve, self._parts, admin), READY_SECONDS)
+            serves = functools.partial(self._serve, self._parts, admin)
+            wait_until("the planted gateway serves", lambda: holds(serves), READY_SECONDS)
             yield f"http://{LOOPBACK}:{contract.port}"
         finally:
             kept.close()
 
     def note(self) -> str:
+        self.noted = True
         return f"logs are in {self._folder}"
 
     # ---- faults
@@ -197,11 +201,8 @@ class Processes:
     # ---- how it is done
 
     def _serve(self, names: Sequence[str] | Mapping[str, object], admin: str | None = None) -> bool:
-        """Whether these engines get requests, in the gateway's own words, and their agents agree."""
-        try:
-            state = fetch(f"{admin or self._admin}/state")
-        except OSError:
-            return False
+        """Whether these engines get requests, in the gateway's own words."""
+        state = fetch(f"{admin or self._admin}/state")
         healthy = {one["name"] for one in state["engines"] if one["healthy"]}
         return healthy.issuperset(names)
 
@@ -262,7 +263,7 @@ class Processes:
 
 @contextmanager
 def opened(deployment: Deployment) -> Iterator[Processes]:
-    """The deployment, serving while the block runs; its folder stays when the block fails."""
+    """The deployment, serving while the block runs. Its logs stay where the block fails, or asked where they are."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
     world = Processes(deployment, folder)
     try:
@@ -270,6 +271,8 @@ def opened(deployment: Deployment) -> Iterator[Processes]:
         yield world
     finally:
         world.close()
+    if not world.noted:
+        shutil.rmtree(folder)
 
 
 def answers(url: str) -> bool:

@@ -13,11 +13,11 @@ from chaos.client import Load, loading, truths
 from chaos.doctor import SPOILS, Journal
 from chaos.journal import Entry, Strike, Truth
 from chaos.load import Plan
+from chaos.machine import holds
 from chaos.oracle import Verdict, judge
 from chaos.questions import Shape, is_long, questions
 from chaos.scenario import Expectation, Scenario
-from chaos.world import World
-from local.errors import LocalError
+from chaos.world import Blow, World
 
 LOOK_SECONDS = 0.05
 BEFORE_SECONDS = 5.0
@@ -135,20 +135,41 @@ def _strike(arm: Run, load: Load, target: str) -> Strike:
     _wait_for_moment(arm, load, target)
     asked = time.monotonic()
     blow = arm.world.strike(scenario, target)
-    at = blow.at or asked
+    watch = _Watch(blow, blow.at or asked, scenario.holds_seconds)
+    give_up = watch.at + scenario.holds_seconds + (scenario.expect.whole_seconds or 0.0) + GRACE_SECONDS
+    try:
+        while time.monotonic() < give_up and not watch.looked():
+            time.sleep(LOOK_SECONDS)
+    finally:
+        watch.undo()
+    return Strike(watch.at, blow.target, watch.detected, watch.whole)
+
+
+@dataclass
+class _Watch:
+    """What has been seen of one fault so far."""
+
+    blow: Blow
+    at: float
+    holds_seconds: float
     detected: float | None = None
-    held = scenario.holds_seconds > 0
-    give_up = at + scenario.holds_seconds + (scenario.expect.whole_seconds or 0.0) + GRACE_SECONDS
-    while (now := time.monotonic()) < give_up:
-        if held and now >= at + scenario.holds_seconds:
-            blow.undo()
-            held = False
-        if detected is None and _holds(blow.detected):
-            detected = time.monotonic()
-        if not held and _holds(blow.whole):
-            return Strike(at, blow.target, detected, time.monotonic())
-        time.sleep(LOOK_SECONDS)
-    return Strike(at, blow.target, detected, None)
+    whole: float | None = None
+    undone: bool = False
+
+    def looked(self) -> bool:
+        """One look, and the fault taken back when its time is over; whether all is whole again."""
+        if time.monotonic() >= self.at + self.holds_seconds:
+            self.undo()
+        if self.detected is None and holds(self.blow.detected):
+            self.detected = time.monotonic()
+        if self.undone and holds(self.blow.whole):
+            self.whole = time.monotonic()
+        return self.whole is not None
+
+    def undo(self) -> None:
+        if not self.undone:
+            self.blow.undo()
+            self.undone = True
 
 
 def _wait_for_moment(arm: Run, load: Load, target: str) -> None:
@@ -163,14 +184,6 @@ def _wait_for_moment(arm: Run, load: Load, target: str) -> None:
         time.sleep(max(0.0, due - time.monotonic()) + arm.chance.uniform(0.0, 0.1))
     else:
         time.sleep(arm.chance.uniform(0.0, 1.0))
-
-
-def _holds(condition: Callable[[], bool]) -> bool:
-    """Asked of something that may be away just now, which is a no."""
-    try:
-        return condition()
-    except (OSError, LocalError):
-        return False
 
 
 def _seconds(strike: Strike) -> str:

@@ -34,4 +34,4 @@ def test_killed_vllm_engines_cost_no_answer() -> None:
 
 
 def test_a_stopped_engine_costs_no_answer() -> None:
-    struck("engine-stopped-simulated", 1, holds_seconds=6.0)
+    struck("engine-stopped-simulated", 1, planted="doctored")
