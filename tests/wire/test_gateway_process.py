@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract
+from headrace_runtime.contract import Admission, Endpoint, FixedDiscovery, GatewayContract, Limit
 from headrace_runtime.engine.fake import FakeEngine, Script
 
 SECRET = "a prompt that nobody else may read"
@@ -94,6 +94,29 @@ async def test_idle_it_ends_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 5) == 0
         assert "Traceback" not in output.read_text()
+
+
+async def until_said(output: Path, words: str) -> None:
+    async with asyncio.timeout(30):
+        while words not in output.read_text():
+            await asyncio.sleep(0.05)
+
+
+async def test_takes_up_a_changed_contract_and_goes_on_when_the_next_is_bad(tmp_path: Path) -> None:
+    async with FakeEngine().serving() as engine, gateway(tmp_path, engine) as (process, url, output):
+        file = tmp_path / "contract.json"
+        running = GatewayContract.model_validate_json(file.read_bytes())
+        nothing_more = Admission(total=Limit(tokens_per_minute=1))
+        file.write_text(running.model_copy(update={"admission": nothing_more}).model_dump_json(by_alias=True))
+        await until_said(output, "its live fields hold from now on")
+        file.write_text("{")
+        await until_said(output, "contract.json is not JSON")
+        async with aiohttp.ClientSession() as client:
+            document = {"model": "fake", "prompt": [1, 2], "max_tokens": 1}
+            async with client.post(f"{url}/v1/completions", json=document) as response:
+                assert response.status == 429
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 20) == 0
 
 
 async def test_outside_of_a_cluster_watching_pods_is_an_error_that_says_so(tmp_path: Path) -> None:
