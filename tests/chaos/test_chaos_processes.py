@@ -1,4 +1,4 @@
-"""Engines killed and stopped under load, as processes of this machine: no answer is lost, doubled or changed.
+"""Engines killed under load, as processes of this machine: no answer is lost, doubled or changed.
 
 How long it takes is measured by `make chaos`, and asserted nowhere: a busy machine is no bug.
 """
@@ -24,14 +24,10 @@ def struck(name: str, runs: int, **changes: object) -> Outcome:
 
 
 def test_killed_engines_cost_no_answer_and_a_gateway_that_gives_up_is_found() -> None:
-    outcome = struck("engine-killed-simulated", 10)
+    outcome = struck("engine-killed-simulated", 8)
     assert len(outcome.caught) == 6
     assert all(outcome.caught.values()), outcome.caught
 
 
 def test_killed_vllm_engines_cost_no_answer() -> None:
     struck("engine-killed-process", 3, planted="doctored")
-
-
-def test_a_stopped_engine_costs_no_answer() -> None:
-    struck("engine-stopped-simulated", 1, planted="doctored")
