@@ -11,8 +11,13 @@ from rich.table import Table
 from bench.report import Options, Report
 
 BENCHES = {
-    "gateway": "Requests/s and processor time of the gateway, against the same engine asked directly",
+    "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
+    "pd": "Prefill and decode on separate engines, against the same engines aggregated and behind vllm-router",
+    "resume": "An engine killed under its streams: going on elsewhere, against asking again and a cold restart",
+    "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
+    "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
+    "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
 """Name of the benchmark and of its module, which has `run(options) -> Report`."""
 
