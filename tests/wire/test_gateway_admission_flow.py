@@ -61,6 +61,11 @@ class World:
             names = {name.lower(): value for name, value in answer.headers.items()}
             return Got(answer.status, names, await answer.json())
 
+    async def state(self) -> dict[str, int]:
+        """What the admin port tells of the way in."""
+        async with self.client.get(f"http://127.0.0.1:{self.gateway.admin_port}/state") as answer:
+            return dict((await answer.json())["admission"])
+
     @property
     def waiting(self) -> float:
         return self.metric("headrace_gateway_queue_length")
@@ -165,6 +170,7 @@ async def test_above_its_rate_a_key_is_refused_in_openais_words_and_another_is_n
         )
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert refused.headers["x-ratelimit-reset-requests"].endswith("s")
         assert (await w.ask("sk-b")).status == 200
         assert w.metric("headrace_gateway_not_admitted_total", cause="key_requests") == 1
 
@@ -234,6 +240,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
         await until(lambda: w.engine.running)
         held.append(w.asks())
         await until(lambda: w.waiting == 1)
+        assert await w.state() == {"running": 1, "waiting": 1}
         refused = await w.ask()
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1

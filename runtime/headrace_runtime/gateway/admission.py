@@ -21,7 +21,6 @@ from headrace_runtime.gateway.telemetry import Record, Telemetry
 
 BEARER = "bearer "
 
-
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -59,7 +58,7 @@ class Admission:
         said = headers.get("authorization")
         key = said[len(BEARER) :].strip() if said and said[: len(BEARER)].lower() == BEARER else ""
         digest = keys.digest(key) if key else b""
-        if digest == self._own_digest:
+        if secrets.compare_digest(digest, self._own_digest):
             return Caller("headrace", exempt=True)
         if self._live.contract.keys_folder is None:
             return Caller(NO_KEY)

@@ -221,6 +221,7 @@ class Gateway:
         body = {
             "deployment": self._contract.deployment,
             "discovered": self.fleet.discovered,
+            "admission": {"running": self._admission.running, "waiting": self._admission.waiting},
             "engines": engines,
             "linksQuarantined": self.fleet.links.quarantined(),
         }
