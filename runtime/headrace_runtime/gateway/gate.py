@@ -254,7 +254,7 @@ class Gate:
     def _until_room(self, holder: Holder, now: float) -> float:
         """Seconds until one more who waits may go: those before it, at the pace of the requests that ended lately.
 
-        While nothing ends at all, no sooner than it has lasted so far. By the budgets, exactly.
+        While nothing ends at all, no sooner than that has lasted so far; and no sooner than the budgets allow.
         """
         if holder.at_its_limit:
             ahead, running = holder.waiting + 1, holder.running
