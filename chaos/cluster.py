@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from rich.console import Console
 
 from bench.programs import running
 from chaos.faults import FAULTS
+from chaos.journal import Truth
 from chaos.kinds import Pod, is_ready
 from chaos.machine import fetch, free_ports, holds
+from chaos.questions import Shape
 from chaos.scenario import Deployment, Scenario
 from chaos.world import Blow
 from headrace_operator import names
@@ -67,6 +69,7 @@ class Cluster:
     url: str = ""
     model: str = MODEL
     vocabulary: int = VOCABULARY
+    answers: dict[Shape, list[Truth]] = field(default_factory=dict)
 
     def inside(self, command: Sequence[str]) -> list[str]:
         return self.provider.inside(command)

@@ -20,7 +20,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.journal import Truth
 from chaos.machine import children, fetch, free_ports, holds, resident
+from chaos.questions import Shape
 from chaos.scenario import Deployment, Scenario
 from chaos.world import Blow
 from headrace_runtime.contract import (
@@ -118,6 +120,7 @@ class Processes:
     vocabulary = VOCABULARY
 
     def __init__(self, deployment: Deployment, folder: Path) -> None:
+        self.answers: dict[Shape, list[Truth]] = {}
         self._deployment, self._folder = deployment, folder
         self._closing = ExitStack()
         self.noted = False

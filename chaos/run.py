@@ -67,7 +67,9 @@ def run(scenario: Scenario, world: World, runs: int, seed: int, say: Say) -> Out
     load = scenario.load
     shape = Shape(answer=load.answer, long=load.long, vocabulary=world.vocabulary)
     asked = questions(world.model, shape)
-    right = truths(Plan(world.url, asked, 0, run="truth"), world.inside)
+    if shape not in world.answers:
+        world.answers[shape] = truths(Plan(world.url, asked, 0, run="truth"), world.inside)
+    right = world.answers[shape]
     plan = Plan(world.url, asked, load.rate, load.retries, f"{scenario.name}-{seed}")
     arm = Run(scenario, world, plan, right, random.Random(seed), say)
     entries, strikes = disturbed(arm, runs)

@@ -3,7 +3,7 @@
 Frozen values; an unknown field is an error.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -128,15 +128,14 @@ class Scenario(Frozen):
     """How often it strikes in `make chaos`."""
 
 
-def load(names: Iterable[str] = ()) -> list[Scenario]:
-    """The scenarios of these names, or all, in the order in which they share what runs. ValueError: no such scenario,
-    or a file that is none."""
-    wanted = set(names)
-    found = [read(file) for file in sorted(FOLDER.glob("*.yaml"))]
-    if unknown := wanted - {scenario.name for scenario in found}:
-        raise ValueError(f"no such scenario: {', '.join(sorted(unknown))}; `python -m chaos list` names them")
-    chosen = [scenario for scenario in found if not wanted or scenario.name in wanted]
-    return sorted(chosen, key=lambda one: (one.world != "processes", one.deployment.model_dump_json(), one.name))
+def load(names: Sequence[str] = ()) -> list[Scenario]:
+    """The scenarios of these names, or all. Those that share what runs are neighbours; else the order is the names'.
+    ValueError: no such scenario, or a file that is none."""
+    found = {scenario.name: scenario for scenario in map(read, sorted(FOLDER.glob("*.yaml")))}
+    if unknown := [name for name in names if name not in found]:
+        raise ValueError(f"no such scenario: {', '.join(unknown)}; `python -m chaos list` names them")
+    chosen = [found[name] for name in dict.fromkeys(names)] or list(found.values())
+    return sorted(chosen, key=lambda one: (one.world != "processes", one.deployment.model_dump_json()))
 
 
 def read(file: Path) -> Scenario:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from chaos.journal import Truth
+from chaos.questions import Shape
 from chaos.scenario import Deployment, Scenario
 
 
@@ -31,6 +33,8 @@ class World(Protocol):
     url: str
     """The gateway's, or the Service's, for a load that is started by `inside`."""
     vocabulary: int
+    answers: dict[Shape, list[Truth]]
+    """To the questions of each shape, as far as they were asked while nothing was wrong."""
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """Makes of a command the one that runs it where `url` can be reached."""
