@@ -8,6 +8,7 @@ of replayed tokens are placeholders. Called by `delivery.py`, for streams that b
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,21 +54,22 @@ class Delivered:
 
 def read(stream: bytes) -> Delivered:
     """What whole events say. Raises ValueError where they are not those of a completion."""
-    found = Delivered(done=stream.endswith(DONE))
+    found, pieces = Delivered(done=stream.endswith(DONE)), defaultdict[Channel, list[str]](list)
     for data in events(stream):
         chunk = orjson.loads(data)
         found.envelope = found.envelope or {name: chunk.get(name) for name in _ENVELOPE}
         for choice in chunk.get("choices", ()):
+            for channel, holder, name in _texts(choice):
+                pieces[channel].append(holder[name])
             _read_choice(found, choice)
             _read_prompt(found, choice)
         _read_prompt(found, chunk)
         found.usage = found.usage or (not chunk.get("choices") and chunk.get("usage") is not None)
+    found.text = {channel: "".join(texts) for channel, texts in pieces.items()}
     return found
 
 
 def _read_choice(found: Delivered, choice: Document) -> None:
-    for channel, holder, name in _texts(choice):
-        found.text[channel] = found.text.get(channel, "") + holder[name]
     for call in _calls(choice):
         if call.get("id"):
             found.call_ids.setdefault(call.get("index", 0), call["id"])
