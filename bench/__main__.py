@@ -1,5 +1,6 @@
 """`python -m bench NAME`: run one benchmark, print its table, exit 1 when one of its checks fails."""
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +43,7 @@ def main(name: str | None, quick: bool, file: Path | None, traces: Path | None) 
             table.add_row(bench, summary)
         console.print(table)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end what was started
     report: Report = import_module(f"bench.{name}").run(Options(quick, traces))
     report.show(console)
     if file is not None:

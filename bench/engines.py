@@ -4,33 +4,35 @@ Which of them prefills and which decodes is each request's own business, so the 
 benchmark: split, aggregated, behind another router.
 """
 
+import json
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import headrace_runtime
 from bench.programs import free_port, running, wait_for
-from headrace_runtime.contract import Endpoint, Engine, Model, NodeContract, Place, RoleName, Transfer
+from headrace_runtime.contract import (
+    Endpoint,
+    Engine,
+    FileDiscovery,
+    FixedDiscovery,
+    GatewayContract,
+    Model,
+    NodeContract,
+    Place,
+    RoleName,
+    Transfer,
+)
 from headrace_runtime.engine.arguments import CPU, SERVE, command
 from local.engine import build, models
 
 RUNTIME = str(Path(headrace_runtime.__file__).parents[1])
 """The engine's Python is another one, and loads our connector from here."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """One engine. Its name says nothing of its role."""
-
-    name: str
-    url: str
-    pid: int
-    kv_port: int
-    """Of its side channel, where others ask how to read its memory."""
-
-    def endpoint(self, role: RoleName) -> Endpoint:
-        return Endpoint(name=self.name, url=self.url, role=role, revision="bench")
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,91 @@ class Kind:
         )
 
 
+class Worker:
+    """One engine, which may be stopped and started again at its place. Its name says nothing of its role."""
+
+    def __init__(self, folder: Path, name: str, kind: Kind) -> None:
+        ports = {"engine_port": free_port(), "kv_transfer_port": free_port()}
+        self.name = name
+        self.place = Place(name=name, address="127.0.0.1", run_dir=str(folder / name), **ports)
+        self.url = f"http://{self.place.address}:{self.place.engine_port}"
+        self._launch = command(kind.contract(), self.place)
+        self._log = folder / f"{name}.log"
+        self._life = ExitStack()
+
+    def start(self) -> None:
+        argv, env = [str(build.python()), *SERVE, *self._launch.argv], {**self._launch.env, "PYTHONPATH": RUNTIME}
+        self._program = self._life.enter_context(running(argv, self._log, env))
+
+    def wait(self) -> None:
+        """Until it answers. Raises RuntimeError where it does not."""
+        wait_for(f"{self.url}/health", self._program, self._log)
+
+    def stop(self) -> None:
+        """End it and all it started."""
+        self._life.close()
+
+    def endpoint(self, role: RoleName, *, draining: bool = False) -> Endpoint:
+        return Endpoint(name=self.name, url=self.url, role=role, revision="bench", draining=draining)
+
+
 @contextmanager
-def engines(folder: Path, count: int, kind: Kind) -> Iterator[list[Running]]:
+def engines(folder: Path, count: int, kind: Kind) -> Iterator[list[Worker]]:
     """Started side by side; given once all answer. They end with the block."""
+    workers = [Worker(folder, f"engine-{index}", kind) for index in range(count)]
     with ExitStack() as stack:
-        started = []
-        for index in range(count):
-            name = f"engine-{index}"
-            place = Place(
-                name=name,
-                address="127.0.0.1",
-                engine_port=free_port(),
-                kv_transfer_port=free_port(),
-                run_dir=str(folder / name),
-            )
-            launch, log = command(kind.contract(), place), folder / f"{name}.log"
-            env = {**launch.env, "PYTHONPATH": RUNTIME}
-            program = stack.enter_context(running([str(build.python()), *SERVE, *launch.argv], log, env))
-            url = f"http://{place.address}:{place.engine_port}"
-            started.append((Running(name, url, program.pid, place.kv_transfer_port), program, log))
-        for engine, program, log in started:
-            wait_for(f"{engine.url}/health", program, log)
-        yield [engine for engine, _, _ in started]
+        for worker in workers:
+            stack.callback(worker.stop)
+            worker.start()
+        for worker in workers:
+            worker.wait()
+        yield workers
+
+
+@dataclass(frozen=True)
+class Front:
+    """A gateway that runs."""
+
+    url: str
+    state_url: str
+    pid: int
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Its engines by name."""
+        with urllib.request.urlopen(self.state_url, timeout=5) as answer:
+            return {engine["name"]: engine for engine in json.load(answer)["engines"]}
+
+
+Discovery = FixedDiscovery | FileDiscovery
+
+
+@contextmanager
+def gateway(folder: Path, model: str, discovery: Discovery, engines: int) -> Iterator[Front]:
+    """The gateway's own process, once it finds so many `engines` healthy."""
+    name = f"gateway-{free_port()}"
+    contract = GatewayContract(
+        namespace="bench",
+        deployment="bench",
+        served_name=model,
+        discovery=discovery,
+        access_log=False,
+        port=free_port(),
+        admin_port=free_port(),
+        drain_seconds=1.0,
+    )
+    file, log = folder / f"{name}.json", folder / f"{name}.log"
+    file.write_text(contract.model_dump_json(by_alias=True))
+    argv = [sys.executable, "-m", "headrace_runtime", "gateway", "--contract", str(file), "--name", name]
+    with running([*argv, "--address", "127.0.0.1"], log) as program:
+        wait_for(f"http://127.0.0.1:{contract.port}/health", program, log)
+        front = Front(f"http://127.0.0.1:{contract.port}", f"http://127.0.0.1:{contract.admin_port}/state", program.pid)
+        _wait_until_healthy(front, engines)
+        yield front
+
+
+def _wait_until_healthy(front: Front, engines: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while (healthy := sum(engine["healthy"] for engine in front.state().values())) < engines:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the gateway finds {healthy} of {engines} engines healthy")
+        time.sleep(0.1)
