@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from headrace_runtime.gateway.http import Answer, Limits, Request, Server
+from headrace_runtime.gateway.http import PIPELINED, Answer, Limits, Request, Server
 
 LIMITS = Limits(head_bytes=4096, body_bytes=1000, head_seconds=0.2, body_seconds=0.2, idle_seconds=0.2)
 
@@ -31,7 +31,18 @@ async def fail_late(request: Request, answer: Answer) -> None:
     raise ZeroDivisionError
 
 
-ROUTES = {"/echo": {"POST": echo}, "/stream": {"GET": stream}, "/fail": {"GET": fail}, "/late": {"GET": fail_late}}
+async def hold(request: Request, answer: Answer) -> None:
+    answer.start(200, [], b"held")
+    await asyncio.Event().wait()
+
+
+ROUTES = {
+    "/hold": {"GET": hold},
+    "/echo": {"POST": echo},
+    "/stream": {"GET": stream},
+    "/fail": {"GET": fail},
+    "/late": {"GET": fail_late},
+}
 
 
 @asynccontextmanager
@@ -198,11 +209,26 @@ async def test_closes_a_connection_that_stays_idle() -> None:
 async def test_holds_no_more_connections_than_its_limit() -> None:
     async with serving(Limits(connections=1)) as (_, port):
         first, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(b"a", close=False))
-        await first.readuntil(b"POST:a")
+        writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")
+        await first.readuntil(b"held")
         answer = await talk(port, post(b"b"))
         assert (status(answer), error_code(answer)) == (503, "overloaded")
         writer.close()
+
+
+async def test_at_the_limit_the_longest_idle_connections_make_room() -> None:
+    async with serving(Limits(connections=2)) as (_, port):
+        idle, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(b"a", close=False))
+        await idle.readuntil(b"POST:a")
+        silent, other = await asyncio.open_connection("127.0.0.1", port)
+        assert status(await talk(port, post(b"b"))) == 200
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await idle.readexactly(1)
+        other.write(post(b"c"))
+        assert status(await silent.read()) == 200
+        writer.close()
+        other.close()
 
 
 async def test_a_failing_handler_is_a_500_or_a_cut_answer() -> None:
@@ -214,3 +240,56 @@ async def test_a_failing_handler_is_a_500_or_a_cut_answer() -> None:
         with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
             await reader.readuntil(b"0\r\n\r\n")
         writer.close()
+
+
+@pytest.mark.parametrize("lines", [1, 2000], ids=["one long line", "many lines"])
+async def test_refuses_a_large_head_that_comes_at_once(lines: int) -> None:
+    flood = b"x-filler: " + b"x" * 6000 + b"\r\n" if lines == 1 else b"a: b\r\n" * lines
+    async with serving() as (_, port):
+        assert status(await talk(port, b"GET /stream HTTP/1.1\r\nhost: x\r\n" + flood + b"\r\n")) == 431
+
+
+@pytest.mark.parametrize("flood", [b"a: b\r\n" * 2000, b"x" * 1_000_000], ids=["lines", "one line"])
+async def test_refuses_endless_trailers(flood: bytes) -> None:
+    head = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    async with serving() as (_, port):
+        assert status(await talk(port, head, flood)) == 431
+
+
+async def test_serves_no_more_than_so_many_requests_that_came_at_once() -> None:
+    async with serving() as (_, port):
+        answer = await talk(port, post(b"", close=False) * 500)
+        assert answer.count(b"HTTP/1.1 200") == PIPELINED
+        assert answer.count(b"HTTP/1.1 400") == 1
+
+
+async def test_a_question_for_the_head_alone_gets_no_body() -> None:
+    async with serving() as (_, port):
+        answer = await talk(port, b"HEAD /echo HTTP/1.1\r\nhost: x\r\n\r\n" + post(b"next"))
+        assert answer.startswith(b"HTTP/1.1 405")
+        assert answer.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1 200")
+
+
+async def test_an_answer_that_nobody_reads_is_cut() -> None:
+    cancelled = asyncio.Event()
+
+    async def pour(request: Request, answer: Answer) -> None:
+        answer.start(200, [], b"begin")
+        try:
+            while True:
+                answer.write(b"x" * 100_000)
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    server = Server({"/": {"GET": pour}}, Limits(unread_seconds=0.2))
+    port = await server.listen("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b"begin")
+    async with asyncio.timeout(20):
+        await cancelled.wait()
+        await gone(server)
+    writer.close()
+    await server.drain(0.0)

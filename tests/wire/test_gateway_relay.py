@@ -1,6 +1,7 @@
 """Engine to client: however the engine's bytes are cut, the client gets the same body, and bounded memory is held."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -40,6 +41,8 @@ async def engine_that_sends(pieces: Sequence[bytes], *, end: bool = False) -> As
             pass  # the client has left
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):  # it left first
+                await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:

@@ -26,6 +26,12 @@ LINGER_SECONDS = 2.0
 """How long a connection that is to be closed still reads: closing with unread bytes would destroy the answer under
 way."""
 REQUEST_ID_LENGTH = 128
+PIPELINED = 32
+"""Requests of one connection that may wait for an earlier one's answer."""
+REFUSED_CONNECTIONS = 1024
+"""Above the limit, so many connections are told so; more are closed without a word."""
+ROOM_SECONDS = 0.5
+"""Idle connections are closed for new ones no oftener, since finding them means looking at all."""
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -40,6 +46,8 @@ class Limits:
     head_seconds: float = 10.0
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
+    unread_seconds: float = 60.0
+    """How long a client may leave a full buffer unread before its answer is cut: an engine's slot waits with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,9 @@ class Source(Protocol):
 class Answer:
     """The answer to one request: either `send` once, or `start`, any number of `write`, `finish`."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "also", "finished", "request_id", "source", "status")
+    __slots__ = (
+        "_chunked", "_connection", "_head_only", "_keep_alive", "also", "finished", "request_id", "source", "status",
+    )  # fmt: skip
 
     def __init__(self, connection: "ClientConnection", request: Request) -> None:
         self.request_id = _request_id(request.headers.get("x-request-id"))
@@ -75,12 +85,13 @@ class Answer:
         self.source: Source | None = None
         self._connection = connection
         self._keep_alive = request.keep_alive
+        self._head_only = request.method == "HEAD"
         self._chunked = not request.http_1_0
 
     def send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """The whole answer."""
         head = self._head(status, [*headers, ("content-length", str(len(body)))])
-        self._connection.write(head + body)
+        self._connection.write(head if self._head_only else head + body)
         self._end()
 
     def send_error(self, error: RequestError, headers: list[tuple[str, str]] | None = None) -> None:
@@ -143,9 +154,27 @@ class Server:
         self.limits = limits or Limits()
         self.draining = False
         self.connections: set[ClientConnection] = set()
+        self._room_made = 0.0
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._left = asyncio.Event()
+
+    def joined(self, connection: "ClientConnection") -> None:
+        """Takes a connection, or refuses it. At the limit, a tenth of those that wait for nothing make room."""
+        self.connections.add(connection)
+        limit, now = self.limits.connections, asyncio.get_running_loop().time()
+        if len(self.connections) <= limit:
+            return
+        if now - self._room_made > ROOM_SECONDS:
+            self._room_made = now
+            idle = sorted((one for one in self.connections - {connection} if one.idle), key=lambda one: one.since)
+            for one in idle[: max(1, limit // 10)]:
+                one.abort()
+                self.connections.discard(one)
+        if len(self.connections) > limit + REFUSED_CONNECTIONS:
+            connection.abort()
+        elif len(self.connections) > limit:
+            connection.refuse(errors.too_many_connections(limit))
 
     def left(self, connection: "ClientConnection") -> None:
         self.connections.discard(connection)
@@ -193,7 +222,8 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self.closing = False
         """No further request will be served on this connection."""
-        self.deadline = 0.0
+        self.since = self.deadline = 0.0
+        """When it came into its state, and when that must end."""
         self._server = server
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
@@ -212,6 +242,11 @@ class ClientConnection(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         return self._answer is not None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of a request has come, and nothing is under way."""
+        return not (self.busy or self._lingering or self._head_bytes or self._in_body)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -241,22 +276,21 @@ class ClientConnection(asyncio.Protocol):
             self._feed(waiting)
 
     def expire(self) -> None:
-        """The deadline has passed: of an idle or lingering connection, of a request's head or of its body."""
-        if self._lingering or (not self._head_bytes and not self._in_body):
+        """The deadline has passed: of an idle or lingering connection, of a request's head or of its body, or of an
+        answer that is not read."""
+        if self._lingering or self.busy or (not self._head_bytes and not self._in_body):
             self._transport.abort()
         elif self._in_body:
-            self._refuse(errors.too_slow("body", self._limits.body_seconds))
+            self.refuse(errors.too_slow("body", self._limits.body_seconds))
         else:
-            self._refuse(errors.too_slow("head", self._limits.head_seconds))
+            self.refuse(errors.too_slow("head", self._limits.head_seconds))
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._set_deadline(self._limits.head_seconds)
-        self._server.connections.add(self)
-        if len(self._server.connections) > self._limits.connections:
-            self._refuse(errors.too_many_connections(self._limits.connections))
+        self._server.joined(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.left(self)
@@ -275,10 +309,15 @@ class ClientConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
-        if self._answer is not None and self._answer.source is not None:
+        if self._answer is None:
+            return
+        self._set_deadline(self._limits.unread_seconds)
+        if self._answer.source is not None:
             self._answer.source.pause()
 
     def resume_writing(self) -> None:
+        if self._answer is not None:
+            self.deadline = float("inf")
         if self._answer is not None and self._answer.source is not None:
             self._answer.source.resume()
 
@@ -289,9 +328,13 @@ class ClientConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        """Of the head, or of a trailer behind a chunked body."""
+        self._count_head(len(name) + len(value) + len(b": \r\n"))
+        if self._refusal is None:
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._in_body = True
@@ -304,6 +347,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, piece: bytes) -> None:
+        self._unread_bytes = 0
         if self._refusal is not None:
             return
         self._body.append(piece)
@@ -320,6 +364,9 @@ class ClientConnection(asyncio.Protocol):
         old = self._parser.get_http_version() == "1.0"
         keep_alive = self._parser.should_keep_alive()
         path = self._url.partition(b"?")[0].decode("latin-1")
+        if len(self._ready) == PIPELINED:
+            self._refusal = errors.malformed(f"More than {PIPELINED} requests wait on this connection.")
+            return
         self._ready.append(Request(method, path, self._headers, b"".join(self._body), keep_alive, old))
 
     # inside
@@ -327,17 +374,28 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[str, str] = {}
+        self._named_bytes = 0
+        """Of the URL, the headers and the trailers that were read."""
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._unread_bytes = 0
+        """Received since the body last grew: ends of chunks, trailers, or none of these."""
+
+    def _count_head(self, size: int) -> None:
+        self._named_bytes += size
+        if self._named_bytes > self._limits.head_bytes:
+            self._refusal = self._refusal or errors.head_too_large(self._limits.head_bytes)
 
     def _set_deadline(self, seconds: float) -> None:
-        self.deadline = self._loop.time() + seconds
+        self.since = self._loop.time()
+        self.deadline = self.since + seconds
 
     def _feed(self, data: bytes) -> None:
         if not self._in_body:
             if not self._head_bytes:
                 self._set_deadline(self._limits.head_seconds)
             self._head_bytes += len(data)
+        self._unread_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -346,8 +404,8 @@ class ClientConnection(asyncio.Protocol):
             self._refusal = self._refusal or errors.malformed(f"This is not an HTTP request: {error}.")
         if self._ready:
             self._head_bytes = 0
-        elif self._head_bytes > self._limits.head_bytes:
-            self._refusal = errors.head_too_large(self._limits.head_bytes)
+        elif max(self._head_bytes, self._unread_bytes) > self._limits.head_bytes:
+            self._refusal = self._refusal or errors.head_too_large(self._limits.head_bytes)
         self._serve_next()
 
     def _serve_next(self) -> None:
@@ -360,7 +418,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = float("inf")
             self._task = self._loop.create_task(self._serve(request, self._answer))
         elif self._refusal is not None:
-            self._refuse(self._refusal)
+            self.refuse(self._refusal)
 
     async def _serve(self, request: Request, answer: Answer) -> None:
         try:
@@ -384,7 +442,7 @@ class ClientConnection(asyncio.Protocol):
             raise errors.method_not_allowed(request.method, request.path)
         return handler
 
-    def _refuse(self, error: RequestError) -> None:
+    def refuse(self, error: RequestError) -> None:
         """Answer and close, whatever else the client is sending."""
         answer = Answer(self, Request("", "", self._headers, b"", keep_alive=False, http_1_0=False))
         answer.send_error(error)

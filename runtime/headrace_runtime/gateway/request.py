@@ -215,13 +215,14 @@ def _chat_tokens(messages: object) -> int:
 
 
 def _prompt_tokens(prompt: object) -> int:
-    if isinstance(prompt, str):
-        return _text_tokens(prompt)
-    if not isinstance(prompt, list) or not prompt:
-        return 0
-    if isinstance(prompt[0], int):
-        return len(prompt)
-    return sum(map(_prompt_tokens, prompt))
+    """Of one prompt (a text, or token ids) or of a list of such. What nests deeper is no prompt, and counts nothing."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return sum(map(_one_prompt_tokens, prompt))
+    return _one_prompt_tokens(prompt)
+
+
+def _one_prompt_tokens(prompt: object) -> int:
+    return _text_tokens(prompt) if isinstance(prompt, str) else len(prompt) if isinstance(prompt, list) else 0
 
 
 def _splittable(document: Document) -> bool:
