@@ -1,14 +1,15 @@
-"""What the gateway costs: requests/s and processor time per request, against the same engine asked directly.
+"""What the gateway costs: beside the same engine asked directly, and beside vllm-router before that engine.
 
-One real vLLM engine with a tiny model on this machine's processors; client, gateway and engine share them, so that
-whatever the gateway takes is missing elsewhere. The arms alternate (direct, gateway, direct, …) and each pair gives
-one ratio. The last row is the gateway before a *simulated* engine: how much one gateway relays when no engine is in
-its way.
+First a real vLLM engine with a tiny model, which shares the processors with relay and clients, so that whatever a
+relay takes is missing elsewhere. Then a *simulated* engine, which costs next to nothing, with each relay on one core
+and all else on the others: at a quiet pace for the time that a relay adds, and flat out for what it can do. The arms
+alternate, the order turning from repeat to repeat, and each repeat gives one ratio. Many streams at once are
+`bench/streams.py`.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,30 +17,50 @@ from statistics import median
 
 from rich.progress import Progress
 
+from bench.engines import RUNTIME, gateway
 from bench.load import Load, Result, completion
 from bench.load import run as run_load
-from bench.programs import cpu_seconds, free_port, running, wait_for
+from bench.peers import vllm_router
+from bench.programs import cores, cpu_seconds, free_port, pin, running, wait_for
 from bench.report import Options, Report, at_least, at_most, percentile, spread
-from headrace_runtime.contract import Endpoint, Engine, FixedDiscovery, GatewayContract, Model, NodeContract, Place
+from headrace_runtime.contract import Endpoint, Engine, FixedDiscovery, Model, NodeContract, Place
 from headrace_runtime.engine.arguments import CPU, SERVE, command
 from local.engine import build, models
 
-STREAMS = 32
-PROMPT_TOKENS = 64
-TOKENS = 64
-SIMULATED_STREAMS = 192
-SIMULATED_ITL = 0.02
 MODEL = "tiny"
+PROMPT_TOKENS, TOKENS, TOKENS_SPREAD = 64, 64, 32
+RAMP_SECONDS = 0.5
+DIRECT, OURS, ROUTER = "direct", "Headrace", "vllm-router"
 
 COLUMNS = (
-    "closed loop, 64 prompt and 64 output tokens",
+    "closed loop",
     "requests/s",
-    "gateway ms CPU/request",
+    "CPU ms/request",
     "TTFT p50 ms",
     "TTFT p99 ms",
     "gap p50 ms",
     "gap p99 ms",
 )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One engine and how it is asked. `interval` and `first` in seconds, of a simulated engine; 0: a real one."""
+
+    name: str
+    streams: int
+    requests: int
+    interval: float = 0.0
+    first: float = 0.0
+
+    @property
+    def simulated(self) -> bool:
+        return self.interval > 0
+
+
+REAL = Scene("vLLM, 32 streams", 32, 480)
+QUIET = Scene("*simulated*, 32 streams, 10 ms a token", 32, 480, interval=0.01, first=0.02)
+FLAT_OUT = Scene("*simulated*, 128 streams, 1 ms a token", 128, 2560, interval=0.001)
 
 
 @dataclass
@@ -48,77 +69,107 @@ class Arm:
 
     name: str
     url: str
-    streams: int
-    gateway: int | None = None
-    """Process id of the gateway in the way, if there is one."""
+    relay: int | None = None
+    """Process id of what stands before the engine."""
     results: list[Result] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
 
-    def measure(self, requests: int, seed: int) -> None:
+    def measure(self, scene: Scene, requests: int, seed: int) -> None:
         """Raises RuntimeError where any answer is missing: a figure of half the requests is none."""
-        before = cpu_seconds(self.gateway) if self.gateway else 0.0
-        load = Load(self.url, self.streams, requests, completion(MODEL, PROMPT_TOKENS, TOKENS), seed=seed)
-        result = run_load(load)
+        before = cpu_seconds(self.relay) if self.relay else 0.0
+        body = completion(MODEL, PROMPT_TOKENS, TOKENS, spread=TOKENS_SPREAD)
+        result = run_load(Load(self.url, scene.streams, requests, body, seed=seed, ramp=RAMP_SECONDS))
         if result.errors or result.answers != requests:
             raise RuntimeError(f"{self.name}: {result.answers} of {requests} answers; {result.errors[:3]}")
         if seed == WARM_UP:
             return
         self.results.append(result)
-        if self.gateway:
-            self.cpu_ms.append((cpu_seconds(self.gateway) - before) * 1e3 / requests)
+        if self.relay:
+            self.cpu_ms.append((cpu_seconds(self.relay) - before) * 1e3 / requests)
 
-    def row(self) -> list[str]:
-        def times(of: str, share: float) -> str:
-            return spread([percentile(getattr(result, of), share) * 1e3 for result in self.results])
+    def times(self, of: str, share: float) -> list[float]:
+        """Of each repeat, in milliseconds."""
+        return [percentile(getattr(result, of), share) * 1e3 for result in self.results]
 
+    def row(self, scene: Scene) -> list[str]:
         cpu = spread(self.cpu_ms, 2) if self.cpu_ms else "-"
-        latencies = [times("ttft", 0.5), times("ttft", 0.99), times("gaps", 0.5), times("gaps", 0.99)]
-        return [self.name, spread([result.rate for result in self.results]), cpu, *latencies]
+        latencies = [spread(self.times(of, share)) for of in ("ttft", "gaps") for share in (0.5, 0.99)]
+        rates = spread([result.rate for result in self.results])
+        return [f"{scene.name}: {self.name}", rates, cpu, *latencies]
 
 
 WARM_UP = -1
 
 
 def run(options: Options) -> Report:
-    repeats, requests = (2, 96) if options.quick else (7, 480)
-    report = Report("gateway", f"{repeats} alternating repeats of {requests} requests, median (min..max)", COLUMNS)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-bench-")))
-        progress = stack.enter_context(Progress(transient=True))
-        task = progress.add_task("starting vLLM", total=2 * repeats + 3)
-        direct = Arm(f"vLLM directly, {STREAMS} streams", stack.enter_context(engine(folder)), STREAMS)
-        ours = Arm(f"through the gateway, {STREAMS} streams", *stack.enter_context(gateway(folder, direct.url)))
-        for arm in (direct, ours):
-            arm.measure(requests // 2, WARM_UP)
-        for repeat in range(repeats):
-            for arm in (direct, ours) if repeat % 2 == 0 else (ours, direct):
-                progress.update(task, advance=1, description=arm.name)
-                arm.measure(requests, seed=repeat)
-    report.rows += [direct.row(), ours.row()]
-    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours.results, direct.results, strict=True)]
-    report.notes.append(f"ratio of each pair: {spread(ratios, 3)}")
-    report.checks.append(at_least("requests/s through the gateway, of direct", median(ratios), 0.95))
-    report.checks.append(at_most("ms of processor time in the gateway per request", median(ours.cpu_ms), 2.0))
-    report.rows.append(simulated(repeats, requests).row())
-    report.notes.append(
-        "*simulated*: no model; the engine sends a token every 20 ms. Client and engine share the processors."
-    )
+    repeats = 2 if options.quick else 7
+    scenes = (REAL, QUIET, FLAT_OUT)
+    report = Report("gateway", f"{repeats} alternating repeats, median (min..max)", COLUMNS)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("", total=len(scenes) * (3 * repeats + 3))
+        for scene in scenes:
+            progress.update(task, description=scene.name)
+            with arms_of(scene) as arms:
+                for _ in alternating(arms, scene, repeats, options.quick):
+                    progress.update(task, advance=1)
+            report.rows += [arm.row(scene) for arm in arms]
+            judge(report, scene, arms)
+    report.notes += [
+        f"{PROMPT_TOKENS} prompt and {TOKENS} ± {TOKENS_SPREAD} output tokens; CPU is the relay's, all threads.",
+        "*simulated*: no model behind it; each relay runs on one core, engine and clients on the others.",
+    ]
     return report
 
 
-def simulated(repeats: int, requests: int) -> Arm:
-    """The gateway before an engine that costs next to nothing."""
+def alternating(arms: Sequence[Arm], scene: Scene, repeats: int, quick: bool) -> Iterator[Arm]:
+    """Measure the arms in turns; gives each after its run."""
+    requests = scene.requests // (4 if quick else 1)
+    for repeat in range(WARM_UP, repeats):
+        for arm in arms if repeat % 2 == 0 else arms[::-1]:
+            arm.measure(scene, requests // 2 if repeat == WARM_UP else requests, seed=repeat)
+            yield arm
+
+
+def judge(report: Report, scene: Scene, arms: Sequence[Arm]) -> None:
+    direct, ours, router = arms
+    rates = [mine.rate / theirs.rate for mine, theirs in zip(ours.results, router.results, strict=True)]
+    cpu = [mine / theirs for mine, theirs in zip(ours.cpu_ms, router.cpu_ms, strict=True)]
+    report.notes.append(f"{scene.name}: requests/s of {ROUTER}'s {spread(rates, 3)}, CPU of its {spread(cpu, 3)}")
+    report.checks.append(at_least(f"{scene.name}: requests/s, of {ROUTER}'s", median(rates), 1.0))
+    report.checks.append(at_most(f"{scene.name}: CPU per request, of {ROUTER}'s", median(cpu), 1.0))
+    if scene is FLAT_OUT:
+        return
+    for arm in (ours, router):
+        added = [mine - bare for mine, bare in zip(arm.times("ttft", 0.99), direct.times("ttft", 0.99), strict=True)]
+        report.notes.append(f"{scene.name}: TTFT p99 added by {arm.name}: {spread(added)} ms")
+        if arm is ours:
+            report.checks.append(at_most(f"{scene.name}: TTFT p99 added, ms", median(added), 5.0))
+
+
+@contextmanager
+def arms_of(scene: Scene) -> Iterator[list[Arm]]:
+    """The engine, and both relays before it."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-bench-")))
-        url = stack.enter_context(simulated_engine(folder))
-        through, _, pid = stack.enter_context(gateway(folder, url))
-        arm = Arm(
-            f"*simulated* engine, through the gateway, {SIMULATED_STREAMS} streams", through, SIMULATED_STREAMS, pid
-        )
-        arm.measure(requests, WARM_UP)
-        for repeat in range(repeats):
-            arm.measure(2 * requests, seed=repeat)
-    return arm
+        if scene.simulated:
+            stack.enter_context(away_from_relays())
+        url = stack.enter_context(simulated_engine(folder, scene) if scene.simulated else engine(folder))
+        endpoint = Endpoint(name="engine", url=url, role="serve", revision="bench")
+        ours = stack.enter_context(gateway(folder, MODEL, FixedDiscovery(endpoints=(endpoint,)), engines=1))
+        router = stack.enter_context(vllm_router(folder, ["--worker-urls", url, "--policy", "round_robin"]))
+        for relay in (ours, router):
+            pin(relay.pid, cores().relay if scene.simulated else cores().all)
+        yield [Arm(DIRECT, url), Arm(OURS, ours.url, ours.pid), Arm(ROUTER, router.url, router.pid)]
+
+
+@contextmanager
+def away_from_relays() -> Iterator[None]:
+    """This process, its clients and what it starts leave one core to the relay."""
+    pin(0, cores().others)
+    try:
+        yield
+    finally:
+        pin(0, cores().all)
 
 
 @contextmanager
@@ -137,36 +188,15 @@ def engine(folder: Path) -> Iterator[str]:
     launch = command(contract, place)
     log = folder / "engine.log"
     url = f"http://127.0.0.1:{place.engine_port}"
-    with running([str(build.python()), *SERVE, *launch.argv], log, launch.env) as program:
+    with running([str(build.python()), *SERVE, *launch.argv], log, {**launch.env, "PYTHONPATH": RUNTIME}) as program:
         wait_for(f"{url}/health", program, log)
         yield url
 
 
 @contextmanager
-def simulated_engine(folder: Path) -> Iterator[str]:
-    port = free_port()
-    log = folder / "simulated.log"
-    argv = [sys.executable, "-m", "headrace_runtime.engine.fake", "--port", str(port), "--model", MODEL]
-    with running([*argv, "--itl", str(SIMULATED_ITL)], log) as program:
+def simulated_engine(folder: Path, scene: Scene) -> Iterator[str]:
+    port, log = free_port(), folder / "simulated.log"
+    argv = [sys.executable, "-m", "bench.simulated", "--port", str(port)]
+    with running([*argv, "--interval", str(scene.interval), "--first", str(scene.first)], log) as program:
         wait_for(f"http://127.0.0.1:{port}/health", program, log)
         yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def gateway(folder: Path, engine_url: str) -> Iterator[tuple[str, int, int]]:
-    """The gateway's own process before one engine; gives URL, streams and process id."""
-    contract = GatewayContract(
-        namespace="bench",
-        deployment="bench",
-        served_name=MODEL,
-        discovery=FixedDiscovery(endpoints=(Endpoint(name="engine", url=engine_url, role="serve", revision="bench"),)),
-        port=free_port(),
-        admin_port=free_port(),
-        drain_seconds=1.0,
-    )
-    file, log = folder / "gateway.json", folder / "gateway.log"
-    file.write_text(contract.model_dump_json(by_alias=True))
-    argv = [sys.executable, "-m", "headrace_runtime", "gateway", "--contract", str(file), "--name", "bench"]
-    with running([*argv, "--address", "127.0.0.1"], log) as program:
-        wait_for(f"http://127.0.0.1:{contract.port}/health", program, log)
-        yield f"http://127.0.0.1:{contract.port}", STREAMS, program.pid

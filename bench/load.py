@@ -47,17 +47,20 @@ class Load:
     path: str = "/v1/completions"
     seed: int = 0
     deadline: float = 120.0
+    ramp: float = 0.0
+    """Seconds over which the streams begin: all at once is a burst that no later part of a closed loop has."""
 
 
-def completion(model: str, prompt_tokens: int, tokens: int, vocabulary: int = 4000) -> Body:
-    """Bodies of streamed completions with random prompts, so that no cached prefix helps."""
+def completion(model: str, prompt_tokens: int, tokens: int, vocabulary: int = 4000, spread: int = 0) -> Body:
+    """Bodies of streamed completions with random prompts, so that no cached prefix helps; of `tokens` ± `spread`
+    tokens, so that the streams do not all end together."""
 
     def body(chance: random.Random) -> bytes:
         prompt = [chance.randrange(10, vocabulary) for _ in range(prompt_tokens)]
         fields = {
             "model": model,
             "prompt": prompt,
-            "max_tokens": tokens,
+            "max_tokens": chance.randint(tokens - spread, tokens + spread),
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
@@ -86,8 +89,8 @@ async def _run(load: Load) -> Result:
         )
         streams.append(stream)
     began = time.perf_counter()
-    for stream in streams:
-        stream.ask()
+    for index, stream in enumerate(streams):
+        loop.call_later(load.ramp * index / len(streams), stream.ask)
     _, late = await asyncio.wait([stream.done for stream in streams], timeout=load.deadline)
     result.seconds = time.perf_counter() - began
     result.errors += ["no answer by the deadline"] * len(late)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.programs import free_port, running, wait_for
-from local import cache
-from local.engine.build import uv
-from local.programs import run
+from local import cache, packages
+from local.engine import build
 
-VLLM_ROUTER = "0.1.17"
-PYTHON = "3.11"
+VLLM_ROUTER_LOCK = Path(__file__).with_name("vllm_router.lock")
+"""Written by `make lock`."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ def vllm_router(folder: Path, options: Sequence[str]) -> Iterator[Peer]:
 
 def installed() -> Path:
     """Its virtual environment, made on the first call: some 130 MB."""
-    return cache.kept("vllm-router", cache.key(VLLM_ROUTER, PYTHON), _install)
+    packages.require(str(build.PYTHON))
+    return cache.kept("vllm-router", cache.key(VLLM_ROUTER_LOCK.read_bytes()), _install)
 
 
 def _install(folder: Path) -> None:
-    run(uv(), "venv", "--quiet", "--relocatable", "--no-python-downloads", "--allow-existing", "-p", PYTHON, folder)
-    run(uv(), "pip", "install", "--quiet", "-p", folder / "bin" / "python", f"vllm-router=={VLLM_ROUTER}")
+    build.install(folder, VLLM_ROUTER_LOCK)

@@ -10,7 +10,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Processors of this machine: one for what is measured, the others for what it is measured with."""
+
+    relay: frozenset[int]
+    others: frozenset[int]
+
+    @property
+    def all(self) -> frozenset[int]:
+        return self.relay | self.others
+
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 20.0
@@ -57,6 +71,24 @@ def cpu_seconds(pid: int) -> float:
     """Processor time of one process so far, user and system (proc(5), fields 14 and 15 of `stat`)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+def cores() -> Cores:
+    """On a machine with one processor, all share it."""
+    first, *rest = range(os.cpu_count() or 1)
+    return Cores(frozenset({first}), frozenset(rest or {first}))
+
+
+def pin(pid: int, to: frozenset[int]) -> None:
+    """Keep a process (0: this one), with the threads it has and will have, on these processors."""
+    for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended since
+            os.sched_setaffinity(int(thread.name), to)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of one process now (proc(5), second field of `statm`)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _kill_group(pid: int) -> None:
