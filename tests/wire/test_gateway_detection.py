@@ -29,6 +29,13 @@ class World:
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.gateway.fleet.slots() if slot.endpoint.name == name)
 
+    @property
+    def suspected(self) -> int:
+        """How often an engine was put out for what it did with requests. On a starved machine a health check may be
+        late, which is no error of this kind."""
+        reasons = self.gateway.fleet.quarantined
+        return sum(reasons.values()) - reasons["unhealthy"]
+
     def reason(self, name: str) -> str:
         return self.slot(name).breaker.reason
 
@@ -92,7 +99,7 @@ async def test_engines_that_work_stay_in_and_are_asked_for_nothing_but_their_hea
         answers = await asyncio.gather(*(w.ask(max_tokens=60) for _ in range(4)))
         assert {status for status, _, _ in answers} == {200}
         assert sum(len(engine.seen) for engine in w.engines.values()) == 4
-        assert w.gateway.fleet.quarantined == {}
+        assert not w.suspected
 
 
 @pytest.mark.parametrize("fault", ["hang", "stall"], ids=["front end and engine", "the engine behind its front end"])
@@ -143,7 +150,7 @@ async def test_a_long_prompt_is_not_taken_for_a_hang() -> None:
             engine.become(prefill_rate=1000.0)
         status, _, _ = await w.ask(prompt=[1] * 2000)
         assert status == 200
-        assert w.gateway.fleet.quarantined == {}
+        assert not w.suspected
         assert sum(engine.aborted for engine in w.engines.values()) <= 1  # a question that was not needed any more
 
 
@@ -153,7 +160,7 @@ async def test_a_long_answer_in_one_piece_is_not_taken_for_a_hang() -> None:
             engine.become(itl=0.1)
         status, _, _ = await w.ask(stream=False, max_tokens=50)
         assert status == 200
-        assert w.gateway.fleet.quarantined == {}
+        assert not w.suspected
 
 
 async def test_a_client_that_reads_nothing_puts_no_engine_out() -> None:
@@ -169,14 +176,14 @@ async def test_a_client_that_reads_nothing_puts_no_engine_out() -> None:
             held = time.monotonic()
             await until(lambda: time.monotonic() > held + 3.0)
             assert (await w.ask())[0] == 200
-        assert w.gateway.fleet.quarantined == {}
+        assert not w.suspected
 
 
 async def test_bad_requests_put_no_engine_out() -> None:
     async with world("decode-0") as w:
         for _ in range(10):
             assert (await w.ask(prompt=[1] * 5000))[0] == 400
-        assert w.gateway.fleet.quarantined == {}
+        assert not w.suspected
 
 
 @pytest.mark.parametrize(
@@ -185,9 +192,10 @@ async def test_bad_requests_put_no_engine_out() -> None:
 async def test_an_engine_that_fails_several_requests_is_left_alone_for_a_while(fault: dict[str, Any]) -> None:
     async with world("decode-0", "decode-1") as w:
         w.engines["decode-0"].become(**fault)
-        for _ in range(12):
+        deadline = time.monotonic() + LIMIT
+        while not w.gateway.fleet.quarantined.keys() & {"status", "error_event", "reset"}:
             assert (await w.ask())[:2] == (200, "decode-1")
-        assert w.reason("decode-0") in ("status", "error_event", "reset")
+            assert time.monotonic() < deadline
         w.engines["decode-0"].become(fault="none")
         await until(lambda: w.slot("decode-0").healthy)
 
