@@ -22,6 +22,8 @@ from headrace_runtime.gateway.upstream import EngineError, Pool
 
 log = logging.getLogger(__name__)
 
+LATE = 1.5
+"""A deadline of this process that comes later than by this factor says nothing of others."""
 PROBE_HEADERS = (("x-request-id", "headrace-probe"),)
 COMPUTED = (b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total", b"vllm:kv_cache_usage_perc",
             b"vllm:iteration_tokens_total_count")  # fmt: skip
@@ -100,8 +102,11 @@ class Warden:
             await asyncio.sleep(max(0.0, began + every - time.monotonic()))
 
     async def _check(self, endpoint: Endpoint) -> None:
+        began = time.monotonic()
         problem = await self._health(endpoint.url)
-        if problem:
+        if problem == "timeout" and time.monotonic() - began > LATE * self._timing.deadline:
+            log.debug("this process was kept from running: %s may have answered in time", endpoint.name)
+        elif problem:
             self._fleet.unwell(endpoint, problem)
         else:
             self._fleet.answered(endpoint)
