@@ -88,6 +88,7 @@ async def world(*roles: str, resume: Resume | None = Resume(wait_seconds=10.0)) 
                 discovery=FixedDiscovery(endpoints=tuple(endpoints)),
                 resume=resume,
                 engine_wait_seconds=0.2,
+                silence_seconds=0.5,
                 access_log=False,
                 drain_seconds=1.0,
                 port=0,
@@ -159,6 +160,17 @@ async def test_an_undisturbed_stream_is_the_engines_own_but_for_the_ids_of_its_p
         own = own.replace(b'"prompt_token_ids":[0,1]', b'"prompt_token_ids":null')
         assert re.sub(rb"fake-\d+", b"", stream) == re.sub(rb"fake-\d+", b"", own)
         assert w.resumes("resumed") == 0
+
+
+async def test_an_engine_that_hangs_in_mid_stream_is_left_for_another() -> None:
+    async with world("serve", "serve") as w:
+        w.engines["a"].become(itl=0.01)
+        asked = asyncio.create_task(w.ask(CHAT, max_tokens=40))
+        await until(lambda: w.engines["a"].running == 1)
+        w.engines["a"].become(fault="hang")
+        found = answer(CHAT, await asked)["choices"][0]["message"]["content"]
+        assert found == "".join(f" t{number}" for number in range(40))
+        assert w.resumes("resumed") == 1
 
 
 async def test_several_losses_of_one_stream_are_one_answer() -> None:
