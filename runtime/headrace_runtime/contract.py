@@ -270,6 +270,8 @@ class Admission(Frozen):
     """By the key's name."""
     queue_length: int = Field(default=256, ge=0)
     """Requests that wait at a time, at most."""
+    queue_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Their bodies together, at most."""
     queue_seconds: float = Field(default=30.0, gt=0)
     """How long one waits, at most."""
 

@@ -103,6 +103,25 @@ def test_a_full_queue_refuses_the_newest_of_the_key_that_fills_it() -> None:
     assert [ticket.state for ticket in waiting[:-1]] == [State.WAITING] * 2
 
 
+def test_a_queue_is_full_by_the_size_of_what_waits_too() -> None:
+    gate = Gate(rules(ONE_AT_A_TIME).model_copy(update={"queue_bytes": 100}), 0.0)
+    gate.arrive("a", 1, 0.0, size=1000)
+    small, large = gate.arrive("a", 1, 0.0, size=60), gate.arrive("a", 1, 0.0, size=60)
+    assert refusal(large).cause == "queue_full"
+    assert gate.arrive("b", 1, 0.0, size=40).state is State.WAITING
+    gate.leave(small, 0.0)
+    assert gate.line.size == 40
+
+
+def test_a_few_large_requests_drive_out_no_others_small_ones() -> None:
+    gate = Gate(rules(ONE_AT_A_TIME).model_copy(update={"queue_bytes": 100}), 0.0)
+    gate.arrive("a", 1, 0.0)
+    small = [gate.arrive("modest", 1, 0.0, size=1) for _ in range(5)]
+    assert gate.arrive("greedy", 1, 0.0, size=90).state is State.WAITING
+    assert gate.arrive("greedy", 1, 0.0, size=90).state is State.REFUSED
+    assert {ticket.state for ticket in small} == {State.WAITING}
+
+
 def test_a_full_queue_takes_a_higher_class_in_for_one_of_a_lower() -> None:
     gate = Gate(rules(ONE_AT_A_TIME, queue_length=1, urgent=ranked("High"), idle=ranked("Low")), 0.0)
     gate.arrive("plain", 1, 0.0)

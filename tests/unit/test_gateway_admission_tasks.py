@@ -47,7 +47,7 @@ async def test_places_are_bounded_and_come_back_whoever_leaves_when(seed: int, q
         nonlocal inside
         caller = gate.caller({"authorization": f"Bearer {name}"})
         with contextlib.suppress(NotAdmittedError):
-            async with gate.admitted(caller, Record("id", "/", 0.0)):
+            async with gate.admitted(caller, Record("id", "/", 0.0), 1):
                 inside += 1
                 try:
                     assert inside <= MOST
@@ -76,7 +76,7 @@ async def test_one_who_is_told_to_go_and_leaves_in_the_same_moment_hands_its_tur
     tasks: list[asyncio.Task[None]] = []
 
     async def client(done: asyncio.Event) -> None:
-        async with gate.admitted(caller, Record("id", "/", 0.0)):
+        async with gate.admitted(caller, Record("id", "/", 0.0), 1):
             entered.set()
             await done.wait()
         tasks[1].cancel()  # the place was just given to it, and it has not run yet

@@ -69,8 +69,9 @@ class Admission:
         return Caller(name)
 
     @asynccontextmanager
-    async def admitted(self, caller: Caller, record: Record) -> AsyncIterator[Headers]:
-        """Wait for a turn, and hold a place while the block runs; gives the answer's `x-ratelimit-` headers.
+    async def admitted(self, caller: Caller, record: Record, size: int) -> AsyncIterator[Headers]:
+        """Wait for a turn, and hold a place while the block runs; gives the answer's `x-ratelimit-` headers. `size`: of
+        the body, in bytes.
 
         The budget of tokens is charged with the prompt's estimate, and in the end with what `record.tokens` says.
         Raises NotAdmittedError (429, 503).
@@ -78,7 +79,7 @@ class Admission:
         if caller.exempt:
             yield ()
             return
-        ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic())
+        ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic(), size)
         try:
             if ticket.state is State.WAITING:
                 await self._turn(ticket)

@@ -50,7 +50,7 @@ _REFUSALS: dict[Cause, tuple[int, str, str]] = {
     "key_tokens": (429, "tokens", "This key may use {limit} tokens per minute."),
     "key_concurrency": (429, "requests", "This key may have {limit} requests under way, and more are waiting."),
     "too_many_tokens": (429, "tokens", "The request alone is more than the {limit} tokens that a minute allows."),
-    "queue_full": (503, "server_error", "The deployment is at its limit, and {limit} requests are waiting already."),
+    "queue_full": (503, "server_error", "The deployment is at its limit, and its queue is full."),
     "queue_wait": (503, "server_error", "The deployment is at its limit, and the request has waited its time."),
     "leaving": (503, "server_error", "This gateway is about to end: another one answers."),
 }

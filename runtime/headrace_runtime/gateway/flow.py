@@ -60,7 +60,7 @@ class Flow:
             canary, trace = request.headers.get(CANARY_HEADER), trace_of(request.headers)
             facts = parse(request.path, request.body, self.live.contract.served_name, canary, trace)
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
-            async with self.admission.admitted(caller, record) as limits:
+            async with self.admission.admitted(caller, record, len(request.body)) as limits:
                 answer.also = limits
                 await deliver(Journey(self._means(), facts, record), answer)
         except RequestError as error:

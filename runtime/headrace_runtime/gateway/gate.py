@@ -6,12 +6,12 @@ from waiting to running or refused.
 
 A key's rates are its holder's own affair: above them a request is refused at once. Everything else is a matter of the
 order in which the deployment's capacity is given out: requests wait while all together, or those of their key, are at
-their limit. The queue is bounded in length and time. When it overflows, the key with most waiting in the lowest class
-gives way, so that nobody can fill it for others.
+their limit. The queue is bounded in length, bytes and time. When it overflows, the key that fills most of it in the
+lowest class gives way, so that nobody can fill it for others.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -74,10 +74,11 @@ class Holder:
 class Ticket:
     """One request. `tokens` is what its budget was charged with."""
 
-    __slots__ = ("arrived", "began", "owner", "rank", "refusal", "state", "tokens")
+    __slots__ = ("arrived", "began", "owner", "rank", "refusal", "size", "state", "tokens")
 
-    def __init__(self, owner: Holder, tokens: int, now: float) -> None:
+    def __init__(self, owner: Holder, tokens: int, now: float, size: int = 0) -> None:
         self.owner = owner
+        self.size = size
         self.rank = _RANK[owner.rule.priority]
         self.tokens = tokens
         self.arrived = self.began = now
@@ -98,10 +99,10 @@ class Gate:
         self._last_end = now
         self._leaving = False
 
-    def arrive(self, name: str, tokens: int, now: float) -> Ticket:
-        """A request of the key's holder, with an estimate of its prompt's tokens."""
+    def arrive(self, name: str, tokens: int, now: float, size: int = 0) -> Ticket:
+        """A request of the key's holder, with an estimate of its prompt's tokens and its size in bytes."""
         holder = self._holders.get(name) or self._new_holder(name, now)
-        ticket = Ticket(holder, tokens, now)
+        ticket = Ticket(holder, tokens, now, size)
         refusal = self._over_rate(ticket, now)
         if refusal is not None:
             ticket.state, ticket.refusal = State.REFUSED, refusal
@@ -113,8 +114,7 @@ class Gate:
         self.line.add(ticket)
         holder.waiting += 1
         self._serve(now)
-        if len(self.line) > self.rules.queue_length:
-            self._refuse(self.line.last(), "queue_full", now)
+        self._shorten(now)
         return ticket
 
     def leave(self, ticket: Ticket, now: float, tokens: int | None = None) -> None:
@@ -156,8 +156,7 @@ class Gate:
         self._tokens = resized(self._tokens, rules.total.tokens_per_minute, now)
         for holder in self._holders.values():
             holder.change(self._rule(holder.name), now)
-        while len(self.line) > rules.queue_length:
-            self._refuse(self.line.last(), "queue_full", now)
+        self._shorten(now)
         self.tick(now)
 
     def forget_all_but(self, names: set[str]) -> None:
@@ -241,6 +240,13 @@ class Gate:
             return Refusal("key_tokens", tokens.capacity, seconds)
         return None
 
+    def _shorten(self, now: float) -> None:
+        """To what the queue may hold."""
+        while len(self.line) > self.rules.queue_length:
+            self._refuse(self.line.last(), "queue_full", now)
+        while self.line.size > self.rules.queue_bytes:
+            self._refuse(self.line.last(_size), "queue_full", now)
+
     def _refuse(self, ticket: Ticket, cause: Cause, now: float) -> None:
         """One who waits. What its own key is the cause of is said so."""
         self._unqueue(ticket, now)
@@ -277,6 +283,10 @@ class Gate:
 
 def _may_go(ticket: Ticket) -> bool:
     return not ticket.owner.at_its_limit
+
+
+def _size(tickets: Iterable[Ticket]) -> int:
+    return sum(ticket.size for ticket in tickets)
 
 
 def _charge(requests: Bucket | None, tokens: Bucket | None, amount: int, now: float, sign: int = 1) -> None:

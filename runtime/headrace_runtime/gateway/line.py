@@ -2,10 +2,10 @@
 
 So a key with a thousand requests waiting delays another's by one request, not by a thousand. Every operation costs the
 same however many wait, but for finding a turn among keys of which some may not go (`next`) and finding the longest
-(`last`): these look at each key that waits. Pure; used by `gate.py`.
+(`last`): these look at all that wait. Pure; used by `gate.py`.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, Protocol, TypeVar
 
 CLASSES = 3
@@ -16,6 +16,8 @@ class Waiting(Hashable, Protocol):
     def owner(self) -> Hashable: ...
     @property
     def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 
 T = TypeVar("T", bound=Waiting)
@@ -27,6 +29,8 @@ class Line(Generic[T]):
     def __init__(self) -> None:
         self._classes: tuple[dict[Hashable, dict[T, None]], ...] = tuple({} for _ in range(CLASSES))
         self._by_age: dict[T, None] = {}
+        self.size = 0
+        """Of all together."""
 
     def __len__(self) -> int:
         return len(self._by_age)
@@ -36,11 +40,13 @@ class Line(Generic[T]):
 
     def add(self, one: T) -> None:
         self._by_age[one] = None
+        self.size += one.size
         self._classes[one.rank].setdefault(one.owner, {})[one] = None
 
     def remove(self, one: T) -> None:
         """It leaves without having had its turn; the turns of others stay as they are."""
         del self._by_age[one]
+        self.size -= one.size
         keys = self._classes[one.rank]
         keys[one.owner].pop(one)
         if not keys[one.owner]:
@@ -65,11 +71,12 @@ class Line(Generic[T]):
     def oldest(self) -> T | None:
         return next(iter(self._by_age), None)
 
-    def last(self) -> T:
-        """Who has to go when the line is too long: of the last class, the newest of the key that has most.
+    def last(self, share: Callable[[Collection[T]], int] = len) -> T:
+        """Who has to go when there is too much of the line: of the last class, the newest of the key with the largest
+        `share`.
 
-        Of keys that have as many as each other, the one whose turn is furthest away: that is the one who came last.
+        Of keys with equal ones, the key whose turn is furthest away: that is who came last.
         """
         keys = next(keys for keys in reversed(self._classes) if keys)
-        longest = max(reversed(keys.values()), key=len)
+        longest = max(reversed(keys.values()), key=share)
         return next(reversed(longest))
