@@ -180,14 +180,14 @@ class PrefixIndex:
         """Tokens of the prompt that each engine need not compute, weighted by tier; engines with none are left out."""
         self._expire(now)
         device, host, disk = self._tiers.values()
-        reached = self._reach(path, [device, self._hoped])
-        found = {self._by_number[number]: float(tokens) for number, tokens in reached.items()}
-        if host or disk:
-            on_host = self._reach(path, [device, self._hoped, host])
-            for number, on_disk in self._reach(path, [device, self._hoped, host, disk]).items():
-                parts = (reached.get(number, 0), on_host.get(number, 0), on_disk)
-                found[self._by_number[number]] = _weighed(*parts)
-        return found
+        found = self._reach(path, [device, self._hoped])
+        if not host and not disk:
+            return found
+        on_host, on_disk = (self._reach(path, [device, self._hoped, host, *rest]) for rest in ((), (disk,)))
+        return {
+            engine: _weighed(found.get(engine, 0.0), on_host.get(engine, 0.0), tokens)
+            for engine, tokens in on_disk.items()
+        }
 
     def resident(self, path: Path, engine: str) -> int:
         """Tokens of the prompt that lie on the engine's device by its own word: no hope counts."""
@@ -218,8 +218,8 @@ class PrefixIndex:
 
     # Inside
 
-    def _reach(self, path: Path, sources: Sequence[Mapping[int, int]]) -> dict[int, int]:
-        """How far each engine holds the path, in any of the sources: tokens by engine's number.
+    def _reach(self, path: Path, sources: Sequence[Mapping[int, int]]) -> dict[str, float]:
+        """How far each engine holds the path, in any of the sources: tokens by engine.
 
         Steps that double, and halving where engines fell behind in one: engines drop a prompt's blocks from its end, so
         that one which holds a place holds those before it. Where it does not, it is taken to hold more than it does.
@@ -231,7 +231,14 @@ class PrefixIndex:
                 held |= source.get(key, 0)
             return held
 
-        reached: dict[int, int] = {}
+        reached: dict[str, float] = {}
+        names = self._by_number
+
+        def note(engines: int, tokens: int) -> None:
+            while engines:
+                lowest = engines & -engines
+                reached[names[lowest.bit_length() - 1]] = tokens
+                engines ^= lowest
 
         def settle(low: int, high: int, engines: int) -> None:
             """Engines that hold place `low` and not `high`."""
@@ -241,7 +248,7 @@ class PrefixIndex:
                 settle(middle, high, beyond)
                 engines, high = engines & ~beyond, middle
             if low >= 0:
-                _note(reached, engines, path[low][1])
+                note(engines, path[low][1])
 
         alive, low, step, last = self._timely, -1, 1, len(path) - 1
         while alive and low < last:
@@ -250,7 +257,7 @@ class PrefixIndex:
             settle(low, high, alive & ~beyond)
             alive, low, step = beyond, high, 2 * step
         if low >= 0:
-            _note(reached, alive, path[low][1])
+            note(alive, path[low][1])
         return reached
 
     def _expire(self, now: float) -> None:
@@ -272,7 +279,7 @@ class PrefixIndex:
         self._timely = self._timely & ~member.bit if late else self._timely | member.bit
 
 
-def _weighed(device: int, host: int, disk: int) -> float:
+def _weighed(device: float, host: float, disk: float) -> float:
     """Tokens on the device, and further down to those in host memory and on disk, as tokens that are not computed."""
     weights = TIER_WEIGHTS
     return device * weights["device"] + (host - device) * weights["host"] + (disk - host) * weights["disk"]
@@ -285,10 +292,3 @@ def _take(holders: dict[int, int], key: int, bit: int) -> None:
         holders[key] = left
     else:
         holders.pop(key, None)
-
-
-def _note(reached: dict[int, int], engines: int, tokens: int) -> None:
-    while engines:
-        lowest = engines & -engines
-        reached[lowest.bit_length() - 1] = tokens
-        engines ^= lowest

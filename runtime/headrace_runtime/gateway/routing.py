@@ -28,7 +28,7 @@ FETCH_WEIGHT: Final = 0.1
 _AVOIDED: Final = 1e12
 _LAST_RESORT: Final = 1e15
 """Added to costs: worse than any number of tokens."""
-_NAME: Final = attrgetter("endpoint.name")
+_NAME: Final = attrgetter("name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,15 @@ class Engine:
     endpoint: Endpoint
     healthy: bool = True
     load: int = 0
+    name: str = field(init=False)
+    usable: bool = field(init=False)
+    """It may be given a request."""
+
+    def __post_init__(self) -> None:
+        """Once for each engine that changed, where every request asks."""
+        endpoint = self.endpoint
+        object.__setattr__(self, "name", endpoint.name)
+        object.__setattr__(self, "usable", self.healthy and endpoint.ready and not endpoint.draining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +101,14 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
     - PrefixAware: a decode engine that holds all of a prompt but `short` tokens is as good as a pair.
     """
     usable = _usable(engines, need.canary)
-    fresh = [engine for engine in usable if engine.endpoint.name not in need.tried] if need.tried else usable
+    fresh = [engine for engine in usable if engine.name not in need.tried] if need.tried else usable
     writers = [engine for engine in fresh if engine.endpoint.role != "prefill"] or fresh
     if not writers and len(usable) == 1:
         writers = usable
     prefills = [engine for engine in fresh if engine.endpoint.role == "prefill"] if need.split else []
     if policy == "PrefixAware" and need.prompt is not None:
         return _by_cost(need, need.prompt, writers, _turned(prefills, turn), turn)
-    ordered = sorted(_in_order(writers, policy, turn), key=lambda engine: engine.endpoint.name in need.avoid)
+    ordered = sorted(_in_order(writers, policy, turn), key=lambda engine: engine.name in need.avoid)
     if not need.split:
         return tuple(Choice(engine.endpoint) for engine in ordered)
     partners = _best_prefill(_in_order(prefills, policy, turn))
@@ -122,7 +131,7 @@ def explain(need: Need, engines: Sequence[Engine], choices: Sequence[Choice], po
     """The choice in one line of plain words, for people who ask why: numbers and names of engines, nothing else."""
     if not choices:
         return f"{policy}: none of {len(engines)} engines may serve this request"
-    first, loads = choices[0], {engine.endpoint.name: engine.load for engine in engines}
+    first, loads = choices[0], {engine.name: engine.load for engine in engines}
 
     def account(endpoint: Endpoint) -> str:
         name, prompt = endpoint.name, need.prompt
@@ -151,7 +160,7 @@ def _by_cost(
     partnered: list[Endpoint | None] = [None] * len(endpoints)
     if need.split:
         of_prefill = dict(zip(_names(prefills), costs(prompt, _names(prefills)), strict=True))
-        partners = _best_prefill(sorted(prefills, key=lambda engine: of_prefill[engine.endpoint.name]))
+        partners = _best_prefill(sorted(prefills, key=lambda engine: of_prefill[engine.name]))
         fetched = costs(prompt, names, FETCH_WEIGHT)
         for place, writer in enumerate(endpoints):
             if prompt.held.get(writer.name, 0.0) > prompt.tokens - prompt.short:
@@ -178,12 +187,12 @@ def _least(totals: Sequence[float], names: Sequence[str], turn: int) -> int:
 
 
 def _names(engines: Iterable[Engine]) -> list[str]:
-    return [engine.endpoint.name for engine in engines]
+    return [engine.name for engine in engines]
 
 
 def _usable(engines: Iterable[Engine], canary: str | None) -> list[Engine]:
-    ready = [one for one in engines if one.healthy and one.endpoint.ready and not one.endpoint.draining]
-    return ready if canary is None else [one for one in ready if one.endpoint.revision == canary]
+    usable = [engine for engine in engines if engine.usable]
+    return usable if canary is None else [engine for engine in usable if engine.endpoint.revision == canary]
 
 
 def _in_order(engines: Iterable[Engine], policy: Policy, turn: int) -> list[Engine]:

@@ -40,8 +40,8 @@ from headrace_runtime.gateway.upstream import Pool
 
 log = logging.getLogger(__name__)
 
-SPARE_FILES = 256
-"""Open files beside the connections: logs, the watch of the pods, the admin port."""
+SPARE_FILES = 1024
+"""Open files beside the connections: logs, the watch of the pods, the admin port, five for an engine's KV events."""
 
 
 def main(contract: GatewayContract, place: Place, file: ContractFile) -> None:
