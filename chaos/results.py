@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from chaos.oracle import Verdict
 from chaos.run import Outcome
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -43,14 +44,24 @@ class Record(BaseModel):
     recover: list[float]
     whole: list[float | None]
     longest_silence: float
-    broken: list[str]
-    """Expectations that did not hold."""
     caught: dict[str, str]
     """Of each planted arm, what was found."""
 
     @property
-    def ok(self) -> bool:
-        return not self.broken and all(self.caught.values())
+    def verdict(self) -> Verdict:
+        return Verdict(
+            requests=self.requests,
+            struck=self.struck,
+            lost=self.lost,
+            cut=self.cut,
+            duplicated=self.duplicated,
+            mismatched=self.mismatched,
+            statuses=self.statuses,
+            detect=tuple(self.detect),
+            recover=tuple(self.recover),
+            whole=tuple(self.whole),
+            longest_silence=self.longest_silence,
+        )
 
 
 def record(outcome: Outcome) -> Record:
@@ -77,7 +88,6 @@ def record(outcome: Outcome) -> Record:
         recover=[round(one, 2) for one in verdict.recover],
         whole=[None if one is None else round(one, 2) for one in verdict.whole],
         longest_silence=round(verdict.longest_silence, 2),
-        broken=outcome.broken,
         caught=outcome.caught,
     )
 

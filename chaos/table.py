@@ -1,12 +1,16 @@
-"""docs/recovery.md, made from docs/recovery.json and from nothing else. Pure, but for reading and writing the two."""
+"""docs/recovery.md, made from docs/recovery.json and the scenarios' limits, and from nothing else.
 
-from collections.abc import Callable, Sequence
+Pure, but for reading and writing the files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from chaos import results
+from chaos import results, scenario
 from chaos.results import Record
+from chaos.scenario import Expectation
 
 FILE = results.FILE.with_suffix(".md")
 
@@ -41,6 +45,12 @@ class Row:
     """All sessions of one scenario, added up. The newest says what it is called and how it is done."""
 
     sessions: Sequence[Record]
+    expect: Expectation
+
+    @property
+    def broken(self) -> list[str]:
+        """What does not hold, by the limits that the scenario has now."""
+        return [sentence for one in self.sessions for sentence in self.expect.broken_by(one.verdict).values()]
 
     @property
     def newest(self) -> Record:
@@ -48,7 +58,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        return all(one.ok for one in self.sessions)
+        return not self.broken and all(all(one.caught.values()) for one in self.sessions)
 
     @property
     def place(self) -> tuple[bool, bool, str]:
@@ -92,21 +102,20 @@ class Row:
     def remarks(self) -> str:
         retries = self.newest.client_retries
         said = f" Clients retry {retries} times, as OpenAI's do." if retries else ""
-        broken = [sentence for one in self.sessions for sentence in one.broken]
-        return said + (f" **Does not hold: {'; '.join(broken)}.**" if broken else "")
+        return said + (f" **Does not hold: {'; '.join(self.broken)}.**" if self.broken else "")
 
 
-def rows(records: Sequence[Record]) -> list[Row]:
-    """One for each scenario, as the table orders them."""
+def rows(records: Sequence[Record], limits: Mapping[str, Expectation]) -> list[Row]:
+    """One for each scenario, as the table orders them. KeyError: there is no such scenario any more."""
     by_scenario: dict[str, list[Record]] = {}
     for one in records:
         by_scenario.setdefault(one.scenario, []).append(one)
-    return sorted(map(Row, by_scenario.values()), key=lambda row: row.place)
+    return sorted((Row(found, limits[name]) for name, found in by_scenario.items()), key=lambda row: row.place)
 
 
-def page(records: Sequence[Record]) -> str:
-    """The whole document."""
-    table = rows(records)
+def page(records: Sequence[Record], limits: Mapping[str, Expectation]) -> str:
+    """The whole document. `limits`: by the scenario's name."""
+    table = rows(records, limits)
     lines = [HEAD, "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in table]
     lines += ["", "## How", ""]
@@ -120,17 +129,21 @@ def page(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def current_limits() -> dict[str, Expectation]:
+    return {one.name: one.expect for one in scenario.load()}
+
+
 def write() -> str:
     """Returns what is wrong, empty if nothing is."""
     records = results.read()
     if not records:
         return f"{results.FILE} has no results: `make chaos` measures them"
-    FILE.write_text(page(records))
+    FILE.write_text(page(records, current_limits()))
     return ""
 
 
 def check(source: Path = results.FILE, target: Path = FILE) -> str:
     """What is wrong; empty where the document is what the results make."""
-    if target.read_text() != page(results.read(source)):
+    if target.read_text() != page(results.read(source), current_limits()):
         return f"{target.name} is not what {source.name} makes: run `python -m chaos table`"
     return ""

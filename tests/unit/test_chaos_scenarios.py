@@ -8,7 +8,7 @@ from chaos import results, table
 from chaos.cluster import manifest
 from chaos.questions import CHAT, Shape, is_long, questions
 from chaos.results import Record
-from chaos.scenario import FOLDER, Deployment, load, read
+from chaos.scenario import FOLDER, Deployment, Expectation, load, read
 from headrace_operator.api.parse import parse
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
@@ -17,6 +17,12 @@ FAULTS = {
     "node_killed", "node_cut", "link_cut", "head_killed", "gcs_lost", "gateway_killed", "operator_killed",
     "api_server_away", "dns_away",
 }  # fmt: skip
+
+
+LIMITS = {
+    name: Expectation(detect_seconds=2.0, recover_seconds=2.0, whole_seconds=None)
+    for name in ("engine-killed", "other")
+}
 
 
 def measured(**changes: object) -> Record:
@@ -42,7 +48,6 @@ def measured(**changes: object) -> Record:
         "recover": [0.0, 1.5, 0.0],
         "whole": [3.0, None, 4.0],
         "longest_silence": 1.7,
-        "broken": [],
         "caught": {"tokens given twice": "1 more duplicated than expected"},
     }
     return Record.model_validate(fields | changes)
@@ -92,14 +97,14 @@ def test_questions_are_the_same_each_time_and_of_every_kind() -> None:
 
 
 def test_the_page_has_a_row_for_each_record_with_its_spread() -> None:
-    page = table.page([measured()])
+    page = table.page([measured()], LIMITS)
     (row,) = [line for line in page.splitlines() if line.startswith("| Engine killed")]
     assert "| 0.2 (0.1 to 0.3) | 0.0 (0.0 to 1.5) | 3.5 (3.0 to 4.0, 1 never) | 1 of 1 found | holds |" in row
 
 
 def test_the_page_says_what_does_not_hold_and_which_engines_are_simulated() -> None:
-    bad = measured(engines="simulated", lost=3, cut=2, broken=["3 more lost than expected"])
-    page = table.page([bad, measured(scenario="other", caught={"tokens given twice": ""})])
+    bad = measured(engines="simulated", lost=3, cut=2)
+    page = table.page([bad, measured(scenario="other", caught={"tokens given twice": ""})], LIMITS)
     assert "processes, *simulated*" in page
     assert "| 3 (2 cut) |" in page
     assert "**Does not hold: 3 more lost than expected.**" in page
@@ -107,9 +112,8 @@ def test_the_page_says_what_does_not_hold_and_which_engines_are_simulated() -> N
 
 
 def test_sessions_of_one_scenario_are_added_up() -> None:
-    page = table.page(
-        [measured(), measured(seed=8, detect=[0.9], recover=[0.0], whole=[1.0], lost=1, broken=["1 lost"])]
-    )
+    later = measured(seed=8, detect=[0.9], recover=[0.0], whole=[1.0], lost=1)
+    page = table.page([measured(), later], LIMITS)
     (row,) = [line for line in page.splitlines() if line.startswith("| Engine killed")]
     assert "| 4 | 100 | 18 | 1 | 0 | 0 | 0.2 (0.1 to 0.9) |" in row
     assert row.endswith("| 2 of 2 found | **fails** |")
@@ -123,7 +127,7 @@ def test_the_document_is_what_its_results_make() -> None:
 def test_a_document_that_was_edited_is_found(tmp_path: Path) -> None:
     source, target = tmp_path / "recovery.json", tmp_path / "recovery.md"
     source.write_text("[" + measured().model_dump_json() + "]")
-    target.write_text(table.page(results.read(source)))
+    target.write_text(table.page(results.read(source), table.current_limits()))
     assert table.check(source, target) == ""
     target.write_text(target.read_text() + "All is well.\n")
     assert "is not what recovery.json makes" in table.check(source, target)
