@@ -110,6 +110,16 @@ def test_a_place_that_two_prompts_disagree_on_is_moved_back_to_where_they_agree(
     assert prompts.path(chat("x" * 600), BLOCK)[0] == []
 
 
+def test_there_is_nothing_to_learn_of_a_prompt_that_was_learnt_or_is_exact() -> None:
+    prompts, document = Prompts(), chat(SYSTEM, QUESTION)
+    assert not prompts.knows(document)
+    prompts.learn(document, ids(document), BLOCK)
+    assert prompts.knows(document)
+    assert not prompts.knows(chat(SYSTEM, QUESTION, "Because."))
+    assert prompts.knows({"prompt": [1, 2]})
+    assert prompts.knows({"messages": []})
+
+
 def test_token_ids_need_not_be_learnt() -> None:
     prompts = Prompts()
     prompts.learn({"prompt": [1] * 64}, [1] * 64, BLOCK)

@@ -88,6 +88,8 @@ async def test_a_prompt_goes_to_the_engine_that_holds_its_beginning(tmp_path: Pa
     async with world(tmp_path, "serve-0", "serve-1", "serve-2") as w:
         await w.holds("serve-1", PROMPT[:96])
         assert {(await w.ask())["x-headrace-decode"] for _ in range(6)} == {"serve-1"}
+        assert w.gateway.registry.get_sample_value("headrace_gateway_prefix_blocks") == 6
+        assert w.gateway.registry.get_sample_value("headrace_gateway_prefix_late_engines") == 0
 
 
 async def test_prompts_that_nobody_holds_go_round(tmp_path: Path) -> None:

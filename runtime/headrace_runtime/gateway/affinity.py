@@ -23,6 +23,8 @@ class Reading:
     path: Path
     exact: bool
     tokens: int
+    known: bool = True
+    """There is nothing to learn of it."""
 
 
 class Placed:
@@ -61,7 +63,8 @@ class Affinity:
     def read(self, facts: Facts) -> Reading:
         block_size = self.index.block_size if facts.path in (CHAT, COMPLETIONS) else 0
         path, exact = self._prompts.path(facts.document, block_size)
-        return Reading(path, exact, max(facts.prompt_tokens, path[-1][1] if path else 0))
+        known = exact or not block_size or self._prompts.knows(facts.document)
+        return Reading(path, exact, max(facts.prompt_tokens, path[-1][1] if path else 0), known)
 
     def prompt(self, reading: Reading, short: int = 0) -> Prompt:
         """For `routing.rank`, as things are now. `short`: tokens that a decode engine may well compute itself."""

@@ -211,6 +211,11 @@ class PrefixIndex:
             hoped[key] = hoped.get(key, 0) | bit
         self._hopes.append(_Hope(now + HOPE_SECONDS, now, member, keys, exact))
 
+    @property
+    def late(self) -> int:
+        """How many engines are late."""
+        return sum(member.late for member in self._members.values())
+
     def timely(self, engine: str) -> bool:
         """Whether the engine's events are believed at the moment."""
         member = self._members.get(engine)

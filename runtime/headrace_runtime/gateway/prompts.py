@@ -74,6 +74,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
+    def knows(self, document: Mapping[str, Any]) -> bool:
+        """Whether there is nothing to learn of the prompt: all of its text was."""
+        parts = pieces(document) if token_ids(document) is None else []
+        return not parts or self._recall(parts[-1][0]) is not None
+
     def path(self, document: Mapping[str, Any], block_size: int) -> tuple[Path, bool]:
         """The prompt's path, and whether it is exact. Empty while no engine has said how large its blocks are."""
         if not block_size:

@@ -82,6 +82,8 @@ class Gateway:
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
         self._reloader = Reloader(self._live, file, self._reloaded)
         self._affinity = Affinity()
+        self._telemetry.prefix_blocks.set_function(lambda: len(self._affinity.index))
+        self._telemetry.prefix_late.set_function(lambda: self._affinity.index.late)
         self._flow = Flow(self._live, self._admission, self.fleet, self._pool, self._telemetry, affinity=self._affinity)
         self._server = Server(self._routes(), Limits(connections=contract.max_connections))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):

@@ -78,6 +78,12 @@ class Telemetry:
         )
         self.queue = Gauge("headrace_gateway_queue_length", "Requests that wait for their turn", registry=registry)
         self.keys = Gauge("headrace_gateway_api_keys", "API keys that are known", registry=registry)
+        self.prefix_blocks = Gauge(
+            "headrace_gateway_prefix_blocks", "KV blocks that engines are known to hold", registry=registry
+        )
+        self.prefix_late = Gauge(
+            "headrace_gateway_prefix_late_engines", "Engines whose KV events are late or lost", registry=registry
+        )
         self._reloads = Counter(
             "headrace_gateway_reloads",
             "Changes of the contract or of the API keys, taken up or refused",
