@@ -11,10 +11,10 @@ EntryName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-zA-
 
 
 class Limits(Frozen):
-    """What is let in. Default: no limit. Each of N gateway pods gives out an Nth of every limit."""
+    """What is let in. Default: no limit."""
 
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests at a time. Those above it wait in the queue."""
+    """Requests at a time. More wait in the queue."""
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Requests per minute. So many may come at once; the budget refills evenly."""
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
@@ -106,7 +106,8 @@ class Gateway(Frozen):
     and it holds the key, or `sha256:` and the key's SHA-256 in hex. Changes hold within about a minute, without a
     restart. Default: no key is asked for."""
     limits: AllLimits = AllLimits()
-    """What is let in. Changes hold within about a minute, without a restart."""
+    """What is let in of all requests together; above it they wait in the queue. Each of N gateway pods gives out an Nth of
+    every limit, here and below. Changes hold within about a minute, without a restart."""
     keys: tuple[Key, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("name"))
     """How the requests of single keys are treated."""
     resume: Resume = Resume()
