@@ -181,7 +181,7 @@ class Journey:
                 yield placed.computed
 
     def _learn(self, first: First) -> None:
-        if self._prompt is not None and not self._prompt.exact:
+        if self._prompt is not None and not self._prompt.known:
             self.means.affinity.learn(self.facts, first.payload)
 
     def _link(self, choice: Choice) -> Endpoint | None:
@@ -225,17 +225,25 @@ class Journey:
         seconds = links.deadline(prefill, engine, self.facts.prompt_tokens, self._contract.transfer_seconds)
         began = time.monotonic()
         try:
-            first = await self._ask(engine, body, streamed=True, seconds=seconds)
+            async with links.waiting(prefill, engine, seconds):
+                first = await self._ask(engine, body, streamed=True)
+        except TimeoutError:
+            failure = EngineError("timeout", f"no token within {time.monotonic() - began:.1f} s of the transfer")
+            self._note(failure, engine, "decode")
+            self._transfer_lost(failure.cause)
+            raise failure from None
         except EngineError as error:
-            if error.cause == "timeout":
-                links.failed(prefill, engine)
-            if error.cause != "connect":  # else the parameters were not used: a new pair may be tried
-                self.means.telemetry.transferred("given_up")
-                self._compute_again("decode", error.cause)
+            self._transfer_lost(error.cause)
             raise
-        links.passed(prefill, engine, time.monotonic() - began)
+        if first.status == 200:
+            links.passed(prefill, engine, time.monotonic() - began)
         self.means.telemetry.transferred("completed")
         return first if self.facts.stream or self.resume is not None else await self._collect(engine, first)
+
+    def _transfer_lost(self, cause: Cause) -> None:
+        if cause != "connect":  # else the parameters were not used: a new pair may be tried
+            self.means.telemetry.transferred("given_up")
+            self._compute_again("decode", cause)
 
     async def _prefill(self, engine: Endpoint) -> Transfer | None:
         """Have the prompt computed; gives the transfer parameters, or None where decode is to compute it (scenario B).
@@ -247,7 +255,7 @@ class Journey:
             with self._using(engine):
                 first = await self._ask(
                     engine,
-                    prefill_body(self.facts, token_ids=self._prompt is not None and not self._prompt.exact),
+                    prefill_body(self.facts, token_ids=self._prompt is not None and not self._prompt.known),
                     streamed=False,
                     seconds=self._contract.prefill_seconds,
                     phase="prefill",
