@@ -76,7 +76,7 @@ def record(outcome: Outcome) -> Record:
         seed=outcome.seed,
         commit=_commit(),
         cpus=os.cpu_count() or 0,
-        kernel=platform.release(),
+        kernel=".".join(platform.release().split(".")[:2]),
         requests=verdict.requests,
         struck=verdict.struck,
         lost=verdict.lost,

@@ -126,6 +126,9 @@ def page(records: Sequence[Record], limits: Mapping[str, Expectation]) -> str:
     for row in table:
         seeds = ", ".join(f"{one.seed} ({one.commit}, {len(one.whole)} runs)" for one in row.sessions)
         lines.append(f"- `{row.newest.scenario}`: {seeds}")
+    missing = sorted(set(limits) - {one.scenario for one in records})
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}."]
     return "\n".join(lines) + "\n"
 
 

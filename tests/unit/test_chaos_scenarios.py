@@ -111,6 +111,11 @@ def test_the_page_says_what_does_not_hold_and_which_engines_are_simulated() -> N
     assert page.count("| **fails** |") == 2
 
 
+def test_the_page_names_what_was_not_measured() -> None:
+    assert table.page([measured()], LIMITS).endswith("\nNot measured yet: `other`.\n")
+    assert "Not measured" not in table.page([measured(), measured(scenario="other")], LIMITS)
+
+
 def test_sessions_of_one_scenario_are_added_up() -> None:
     later = measured(seed=8, detect=[0.9], recover=[0.0], whole=[1.0], lost=1)
     page = table.page([measured(), later], LIMITS)
