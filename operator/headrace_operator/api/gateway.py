@@ -106,8 +106,8 @@ class Gateway(Frozen):
     and it holds the key, or `sha256:` and the key's SHA-256 in hex. Changes hold within about a minute, without a
     restart. Default: no key is asked for."""
     limits: AllLimits = AllLimits()
-    """What is let in of all requests together; above it they wait in the queue. Each of N gateway pods gives out an Nth of
-    every limit, here and below. Changes hold within about a minute, without a restart."""
+    """What is let in of all requests together; above it they wait in the queue. Each of N gateway pods gives out an Nth
+    of every limit, here and below. Changes hold within about a minute, without a restart."""
     keys: tuple[Key, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("name"))
     """How the requests of single keys are treated."""
     resume: Resume = Resume()
