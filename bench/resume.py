@@ -155,7 +155,7 @@ class Way:
 
 
 def run(options: Options) -> Report:
-    repeats, restarts = (2, 1) if options.quick else (6, 3)
+    repeats, restarts = (2, 1) if options.quick else (5, 3)
     report = Report("resume", f"{repeats} kills each way, {restarts} cold starts; median (min..max)", COLUMNS)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-bench-")))
