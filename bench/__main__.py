@@ -12,6 +12,7 @@ from rich.table import Table
 from bench.report import Options, Report
 
 BENCHES = {
+    "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
     "pd": "Prefill and decode on separate engines, against the same engines aggregated and behind vllm-router",
