@@ -238,6 +238,31 @@ async def test_labels_that_were_taken_from_a_pod_come_back_without_touching_its_
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]
 
 
+async def test_a_change_of_role_is_one_write_to_one_pod_and_leaves_its_spec_alone(stage: Stage) -> None:
+    def sample(prefill: int, decode: int) -> Sample:
+        return Sample().split(prefill, decode).set("disaggregation", {"roleChange": {"enabled": True}})
+
+    async def engines() -> dict[str, tuple[str, Object]]:
+        return {
+            obj["metadata"]["uid"]: (obj["metadata"]["labels"][names.ROLE], obj["spec"])
+            for obj in await stage.children()
+            if obj["kind"] == "Pod" and names.ROLE in obj["metadata"]["labels"]
+        }
+
+    await stage.apply(sample(2, 1))
+    await stage.settle()
+    before = await engines()
+    await stage.apply(sample(1, 2))
+    wrote = [write for write in await stage.reconcile() if "pods/" in write]
+    assert (len(wrote), wrote[0].startswith("PATCH pods/chat-prefill-")) == (1, True)
+    after = await engines()
+    assert {uid: spec for uid, (_, spec) in after.items()} == {uid: spec for uid, (_, spec) in before.items()}
+    assert sorted(role for role, _ in after.values()) == ["decode", "decode", "prefill"]
+    await stage.settle()
+    assert await stage.reconcile() == []
+    assert (await stage.judged(c.READY))["status"] == "True"
+
+
 async def test_a_new_revision_replaces_the_old_one_and_leaves_nothing_behind(stage: Stage) -> None:
     sample = Sample().split(1, 1)
     await stage.apply(sample)
