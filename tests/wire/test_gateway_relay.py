@@ -10,15 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_runtime.gateway.http import Answer, Request, Server
-from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, is_one_chunk
+from headrace_runtime.gateway.kept import bodies, chunk
+from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, are_whole_chunks
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 FIRST = b"7\r\ndata: \n\r\n"
 END = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @asynccontextmanager
@@ -62,10 +59,8 @@ class Collected:
 
     def chunk_writer(self):  # type: ignore[no-untyped-def]
         def take(data: bytes) -> None:
-            head, _, rest = data.partition(b"\r\n")
-            assert len(rest) == int(head, 16) + 2
             self.raw += data
-            self.body += rest[:-2]
+            self.body += bodies(data)
 
         return take
 
@@ -118,7 +113,7 @@ class Wire(asyncio.Transport):
         pass
 
 
-async def test_a_read_that_is_one_whole_chunk_passes_unparsed_and_others_do_not() -> None:
+async def test_a_read_of_whole_chunks_passes_unparsed_and_others_do_not() -> None:
     connection, sink = Connection(Pool(), ("h", 1)), Collected()
     connection.connection_made(Wire())
     exchange = connection.send(b"", reused=False)
@@ -135,16 +130,18 @@ async def test_a_read_that_is_one_whole_chunk_passes_unparsed_and_others_do_not(
     ):
         connection.data_received(read)
     await relaying
-    assert sink.raw == chunk(b"whole") + chunk(b"again")
+    assert sink.raw == chunk(b"whole") + chunk(b"again") + chunk(b"two") + chunk(b"three")
     assert sink.body == b"firstwholecutagaintwothree"
 
 
 @pytest.mark.parametrize(
-    ("data", "one"),
+    ("data", "whole"),
     [
         (b"1\r\na\r\n", True),
         (b"a\r\n0123456789\r\n", True),
-        (b"1\r\na\r\n1\r\nb\r\n", False),
+        (b"1\r\na\r\n2\r\nbc\r\n", True),
+        (b"1\r\na\r\n2\r\nb", False),
+        (b"1\r\na\r\n0\r\n\r\n", False),
         (b"2\r\na\r\n", False),
         (b"1\r\na", False),
         (b"0\r\n\r\n", False),
@@ -154,8 +151,8 @@ async def test_a_read_that_is_one_whole_chunk_passes_unparsed_and_others_do_not(
         (b"data: 1\r\n", False),
     ],
 )
-def test_knows_one_whole_chunk(data: bytes, one: bool) -> None:
-    assert is_one_chunk(data) is one
+def test_knows_whole_chunks(data: bytes, whole: bool) -> None:
+    assert are_whole_chunks(data) is whole
 
 
 @pytest.mark.parametrize("pieces", [[HEAD + chunk(b"a")], [HEAD + chunk(b"a"), b"5\r\nab"], [HEAD[:20]], []], ids=len)

@@ -103,14 +103,14 @@ class Relay:
             return None
         keep = self._kept.add if self._kept is not None else None
 
-        def forward(one: bytes) -> None:
-            if self._tail or not one.endswith(_WHOLE_EVENTS) or _ERROR in one:
-                self.write(bodies(one))
+        def forward(chunks: bytes) -> None:
+            if self._tail or not chunks.endswith(_WHOLE_EVENTS) or _ERROR in chunks:
+                self.write(bodies(chunks))
                 return
             if keep is not None:
-                keep(one)
-            self.events += 1
-            pass_on(one)
+                keep(chunks)
+            self.events += chunks.count(b"\n\n")
+            pass_on(chunks)
 
         return forward
 

@@ -160,8 +160,8 @@ class Exchange:
 class Connection(asyncio.Protocol):
     """One TCP connection to an engine. Parses framing and headers; bodies are passed on unread.
 
-    While an answer is relayed, a read that is exactly one chunk goes to the client as it is, past the parser: one that
-    stands between two chunks need not see the chunks it misses. A token usually comes so, and costs half as much.
+    While an answer is relayed, a read of nothing but whole chunks goes to the client as it is, past the parser: one
+    that stands between two chunks need not see the chunks it misses. Tokens usually come so, and cost half as much.
     """
 
     def __init__(self, pool: "Pool", address: tuple[str, int]) -> None:
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # bytes that nobody asked for
             self.close()
             return
-        if self._between_chunks and self._forward is not None and is_one_chunk(data):
+        if self._between_chunks and self._forward is not None and are_whole_chunks(data):
             exchange.beats += 1
             self._forward(data)
             self._pool.pacer.token()
@@ -349,14 +349,19 @@ class Pool:
         return connection
 
 
-def is_one_chunk(data: bytes) -> bool:
-    """Whether `data`, which begins where a chunk does, is that chunk and no more. The last one (of size 0) is not."""
-    end = data.find(b"\r\n", 0, 10)
-    try:
-        size = int(data[:end], 16) if end > 0 else 0
-    except ValueError:  # a chunk extension, which is the parser's business
-        return False
-    return size > 0 and len(data) == end + size + 4
+def are_whole_chunks(data: bytes) -> bool:
+    """Whether `data`, which begins where a chunk does, is whole chunks and no more, without the last (of size 0)."""
+    at, length = 0, len(data)
+    while at < length:
+        end = data.find(b"\r\n", at, at + 10)
+        try:
+            size = int(data[at:end], 16) if end > at else 0
+        except ValueError:  # a chunk extension, which is the parser's business
+            return False
+        if size <= 0:
+            return False
+        at = end + size + 4
+    return at == length > 0
 
 
 def _address(url: str) -> tuple[str, int]:
