@@ -126,6 +126,10 @@ def too_many_connections(limit: int) -> RequestError:
     return RequestError(503, f"This gateway holds {limit} connections, its limit.", "overloaded", retry=True)
 
 
+def too_much_held() -> RequestError:
+    return RequestError(503, "This gateway holds as many bytes of requests as it may.", "overloaded", retry=True)
+
+
 def no_engine(canary: str | None) -> RequestError:
     of = f" of revision {canary[:64]}" if canary else ""
     return RequestError(503, f"No engine{of} is ready to answer.", "no_engine_ready", retry=True)

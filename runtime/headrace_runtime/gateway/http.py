@@ -30,6 +30,8 @@ PIPELINED = 32
 """Requests of one connection that may wait for an earlier one's answer."""
 REFUSED_CONNECTIONS = 1024
 """Above the limit, so many connections are told so; more are closed without a word."""
+SMALL_BYTES = 16 * 1024
+"""Bodies up to this size are read even when others fill the memory that is meant for them."""
 ROOM_SECONDS = 0.5
 """Idle connections are closed for new ones no oftener, since finding them means looking at all."""
 
@@ -41,6 +43,8 @@ class Limits:
     connections: int = 10_000
     head_bytes: int = 32 * 1024
     body_bytes: int = 16 * 1024 * 1024
+    held_bytes: int = 256 * 1024 * 1024
+    """Of the bodies of all connections, from their first byte to the end of their answers."""
     waiting_bytes: int = 64 * 1024
     """Of requests that a client sends while an earlier one is being served."""
     head_seconds: float = 10.0
@@ -153,6 +157,8 @@ class Server:
         self.routes = routes
         self.limits = limits or Limits()
         self.draining = False
+        self.held = 0
+        """Bytes of bodies that are being read, wait, or are being answered."""
         self.connections: set[ClientConnection] = set()
         self._room_made = 0.0
         self._listener: asyncio.Server | None = None
@@ -237,6 +243,8 @@ class ClientConnection(asyncio.Protocol):
         self._refusal: RequestError | None = None
         self._in_body = False
         self._head_bytes = 0
+        self._held = 0
+        self._served_bytes = 0
         self._begin()
 
     @property
@@ -265,6 +273,8 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, keep_alive: bool) -> None:
         """Called by the answer at its end: serve the next request, or close."""
         self._answer = None
+        self._hold(-self._served_bytes)
+        self._served_bytes = 0
         if not keep_alive or self.closing or self._server.draining:
             self._linger()
             return
@@ -294,6 +304,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.left(self)
+        self._hold(-self._held)
+        self._served_bytes = 0
         self._answer = None
         if self._task is not None:
             self._task.cancel()
@@ -352,6 +364,10 @@ class ClientConnection(asyncio.Protocol):
             return
         self._body.append(piece)
         self._body_bytes += len(piece)
+        self._hold(len(piece))
+        if self._server.held > self._limits.held_bytes and self._body_bytes > SMALL_BYTES:
+            self._refusal = errors.too_much_held()
+            self._body.clear()
         if self._body_bytes > self._limits.body_bytes:
             self._refusal = errors.body_too_large(self._limits.body_bytes)
             self._body.clear()
@@ -380,6 +396,10 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._unread_bytes = 0
         """Received since the body last grew: ends of chunks, trailers, or none of these."""
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._server.held += size
 
     def _count_head(self, size: int) -> None:
         self._named_bytes += size
@@ -414,6 +434,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._ready:
             request = self._ready.popleft()
+            self._served_bytes = len(request.body)
             self._answer = Answer(self, request)
             self.deadline = float("inf")
             self._task = self._loop.create_task(self._serve(request, self._answer))
