@@ -8,14 +8,11 @@ broken.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
-
-from headrace_runtime.gateway.pacing import Pacer
 
 CONNECT_SECONDS = 2.0
 IDLE_SECONDS = 4.0
@@ -100,9 +97,8 @@ class Exchange:
             self._pieces.clear()
         if not self.complete:
             self._connection.forward_chunks(sink.chunk_writer())
-        with self._connection.counted():
-            while not self.complete:
-                await self._change()
+        while not self.complete:
+            await self._change()
 
     def abort(self) -> None:
         """Close the connection unless the answer is complete: this is what frees the engine's slot."""
@@ -190,15 +186,6 @@ class Connection(asyncio.Protocol):
         """Until the answer is complete, hand whole chunks to `writer` unparsed."""
         self._forward = writer
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """While an answer is relayed."""
-        self._pool.pacer.streams += 1
-        try:
-            yield
-        finally:
-            self._pool.pacer.streams -= 1
-
     def close(self) -> None:
         self.usable = False
         self._transport.abort()
@@ -224,7 +211,6 @@ class Connection(asyncio.Protocol):
         if self._between_chunks and self._forward is not None and are_whole_chunks(data):
             exchange.beats += 1
             self._forward(data)
-            self._pool.pacer.token()
             return
         try:
             self._parser.feed_data(data)
@@ -281,11 +267,9 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Idle keep-alive connections to all engines, the last used first. Made inside the event loop that it is used
-    in."""
+    """Idle keep-alive connections to all engines, the last used first."""
 
     def __init__(self) -> None:
-        self.pacer = Pacer(asyncio.get_running_loop().call_soon)
         self._idle: dict[tuple[str, int], dict[Connection, None]] = {}
 
     async def post(
