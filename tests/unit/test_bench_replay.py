@@ -79,6 +79,18 @@ def test_prefix_aware_routing_comes_near_to_what_can_be_reused_at_all() -> None:
     assert aware.mean < robin.mean
 
 
+def test_conversations_with_but_a_system_prompt_in_common_spread_over_idle_engines() -> None:
+    fresh, requests = iter(range(1, 1_000_000)), []
+    said: dict[int, list[int]] = {user: [0] for user in range(200)}
+    for turn in range(2):
+        for user, blocks in said.items():
+            blocks += [next(fresh) for _ in range(4)]
+            requests.append(Request((turn * 200 + user) * 3.0, len(blocks) * BLOCK + 1, 5, (*blocks, next(fresh))))
+    outcome = replay(requests, "PrefixAware")
+    assert sum(len(routed) > 20 for routed in outcome.routed) >= 4
+    assert outcome.reuse == pytest.approx(unlimited(requests), rel=0.05)
+
+
 def test_ceilings_stand_in_order() -> None:
     requests = conversation()
     for blocks in (20, 60, 150):

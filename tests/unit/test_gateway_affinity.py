@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from headrace_runtime.gateway.affinity import Affinity
+from headrace_runtime.gateway.affinity import HALF_LIFE_SECONDS, Affinity
 from headrace_runtime.gateway.prefix import HOPE_SECONDS, Stored
 from headrace_runtime.gateway.request import COMPLETIONS, Facts, parse
 
@@ -44,6 +44,23 @@ def test_a_request_that_fails_before_its_first_token_waits_no_longer(affinity: A
     with pytest.raises(ValueError, match="lost"), affinity.placed(affinity.read(facts([7] * 64)), "b"):
         raise ValueError("lost")
     assert (affinity.waiting, affinity.writing) == ({}, {})
+
+
+def test_what_was_computed_lately_is_remembered_and_fades() -> None:
+    now = 0.0
+    affinity = Affinity(clock=lambda: now)
+    reading = affinity.read(facts([7] * 64))
+    affinity.prompt(reading)
+    for _ in range(2):
+        with affinity.placed(reading, "a"):
+            pass
+    assert affinity.prompt(reading).fresh == {"a": 128}
+    now = HALF_LIFE_SECONDS
+    assert affinity.prompt(reading).fresh == {"a": 64}
+    for _ in range(8):
+        now += HALF_LIFE_SECONDS
+        affinity.prompt(reading)
+    assert affinity.prompt(reading).fresh == {}
 
 
 def test_equal_prompts_of_a_burst_meet_where_the_first_was_sent(affinity: Affinity) -> None:

@@ -200,6 +200,13 @@ def test_answers_under_way_weigh_a_little() -> None:
     assert aware(prompt(writing={"a": 1000}, held={"a": 100}), engines)[0][0] == "a"
 
 
+def test_an_engine_that_computed_much_lately_gives_way_where_it_holds_little() -> None:
+    engines = [engine("a"), engine("b")]
+    assert aware(prompt(held={"a": 100}, fresh={"a": 5_000}), engines)[0][0] == "a"
+    assert aware(prompt(held={"a": 100}, fresh={"a": 20_000}), engines)[0][0] == "b"
+    assert aware(prompt(held={"a": 900}, fresh={"a": 20_000}), engines)[0][0] == "a"
+
+
 def test_equals_take_turns_whatever_the_policy() -> None:
     engines = [engine("a"), engine("b"), engine("c")]
     assert [aware(prompt(), engines, turn=turn)[0][0] for turn in range(4)] == ["a", "b", "c", "a"]

@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from headrace_runtime.gateway.prefix import Path, PrefixIndex
 from headrace_runtime.gateway.prompts import Prompts, ids_named_in
 from headrace_runtime.gateway.request import CHAT, COMPLETIONS, Facts
 from headrace_runtime.gateway.routing import Prompt
+
+HALF_LIFE_SECONDS: Final = 300.0
+"""Of what counts as lately computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Affinity:
         self.index = PrefixIndex()
         self.waiting: dict[str, float] = {}
         self.writing: dict[str, float] = {}
+        self.fresh: dict[str, float] = {}
+        self._halved = float("-inf")
         self._prompts = Prompts()
         self._clock = clock
 
@@ -68,8 +74,12 @@ class Affinity:
 
     def prompt(self, reading: Reading, short: int = 0) -> Prompt:
         """For `routing.rank`, as things are now. `short`: tokens that a decode engine may well compute itself."""
-        held = self.index.held(reading.path, self._clock()) if reading.path else {}
-        return Prompt(reading.tokens, held, self.waiting, self.writing, short)
+        now = self._clock()
+        if now - self._halved >= HALF_LIFE_SECONDS:
+            self._halved = now
+            self.fresh = {engine: tokens / 2 for engine, tokens in self.fresh.items() if tokens >= 1}
+        held = self.index.held(reading.path, now) if reading.path else {}
+        return Prompt(reading.tokens, held, self.waiting, self.writing, self.fresh, short)
 
     @contextmanager
     def placed(self, reading: Reading, engine: str, to_do: float = 1.0) -> Iterator[Placed]:
@@ -77,7 +87,9 @@ class Affinity:
         now = self._clock()
         held = self.index.held(reading.path, now).get(engine, 0.0) if reading.path else 0.0
         self.index.hope(engine, reading.path, now, reading.exact)
-        placed = Placed(self, engine, to_do * max(0.0, reading.tokens - held), reading.tokens)
+        lacking = max(0.0, reading.tokens - held)
+        self.fresh[engine] = self.fresh.get(engine, 0.0) + lacking
+        placed = Placed(self, engine, to_do * lacking, reading.tokens)
         try:
             yield placed
         finally:

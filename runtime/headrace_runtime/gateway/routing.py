@@ -4,9 +4,10 @@ Pure: no clock, no chance, no I/O; `turn` (a counter) is what spreads equals. Ca
 
 PrefixAware gives each engine a cost in tokens, and the least is best: what the engine has yet to compute of other
 prompts, plus what it would have to compute of this one (its length less what the engine holds already), plus
-`WRITING_WEIGHT` for each token of context that it is writing on, since that slows its steps a little. Waiting for a
-long queue and computing a prompt again are thus weighed in the same unit. Where nothing is known of what engines hold,
-that is least-loaded routing, by tokens in place of requests.
+`WRITING_WEIGHT` for each token of context that it is writing on, since that slows its steps a little, plus
+`FRESH_WEIGHT` for each token that it computed lately, since caches are finite. Waiting for a long queue and computing a
+prompt again are thus weighed in the same unit. Where nothing is known of what engines hold, that is least-loaded
+routing, by tokens in place of requests.
 """
 
 import math
@@ -22,6 +23,9 @@ Policy = Literal["PrefixAware", "LeastLoaded", "RoundRobin"]
 WRITING_WEIGHT: Final = 0.05
 """A decode step over a full cache takes about a tenth longer than one over an empty one: `bench routing` prints what
 other weights do."""
+FRESH_WEIGHT: Final = 0.01
+"""Without it, prompts that have but a system prompt in common would all go to the engine that had the first of them,
+while others are idle and their caches empty."""
 FETCH_WEIGHT: Final = 0.1
 """Cost of a token whose KV blocks come from a prefill engine, against one that is computed."""
 
@@ -61,6 +65,8 @@ class Prompt:
     """Of other prompts, sent there and not yet computed."""
     writing: Mapping[str, float] = field(default_factory=dict)
     """Context of the answers that the engine is writing."""
+    fresh: Mapping[str, float] = field(default_factory=dict)
+    """Lately computed there, and so put into its cache in place of what somebody may come back for."""
     short: int = 0
     """A decode engine computes up to so many tokens itself: not worth a prefill engine."""
 
@@ -118,10 +124,11 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
 
 def costs(prompt: Prompt, engines: Iterable[str], to_do: float = 1.0) -> list[float]:
     """Of each engine, tokens that stand between the request and its first token: `to_do` for each that it lacks."""
-    held, waiting, writing, tokens = prompt.held.get, prompt.waiting.get, prompt.writing.get, prompt.tokens
+    held, waiting, tokens = prompt.held.get, prompt.waiting.get, prompt.tokens
+    writing, fresh = prompt.writing.get, prompt.fresh.get
     found = []
     for name in engines:
-        ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0)
+        ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0) + FRESH_WEIGHT * fresh(name, 0.0)
         lacking = tokens - held(name, 0.0)
         found.append(ahead + to_do * lacking if lacking > 0 else ahead)
     return found
