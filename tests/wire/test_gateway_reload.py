@@ -1,6 +1,7 @@
 """A running gateway takes up a changed contract and changed keys, as the kubelet writes them, and refuses bad ones."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Watched:
         self.file = folder / "contract.json"
         self.live = Live(contract)
         self.told: list[tuple[str, str]] = []
-        file = ContractFile(self.file, lambda file: GatewayContract.model_validate_json(file.read_bytes()))
+        file = ContractFile(self.file, lambda file: GatewayContract.model_validate(json.loads(file.read_text())))
         self.reloader = Reloader(self.live, file, lambda what, result: self.told.append((what, result)))
 
     def write(self, **fields: Any) -> None:
@@ -78,7 +79,11 @@ def test_takes_up_live_fields_and_keeps_all_others(tmp_path: Path, caplog: pytes
     assert "only a new process takes up" in caplog.text
 
 
-@pytest.mark.parametrize("bad", ["{", "{}", '{"kind": "Gateway", "unknown": 1}', ""])
+@pytest.mark.parametrize(
+    "bad",
+    ["{", "{}", '{"kind": "Gateway", "unknown": 1}', "", "[" * 100_000],
+    ids=["cut", "empty", "other", "none", "deep"],
+)
 def test_refuses_a_bad_contract_once_and_takes_up_a_good_one_after_it(
     tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:

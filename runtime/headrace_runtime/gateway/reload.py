@@ -30,7 +30,7 @@ Changed = Callable[[What, Result], None]
 
 @dataclass(frozen=True, slots=True)
 class ContractFile:
-    """Where the contract is written. `read` raises OSError or ValueError."""
+    """Where the contract is written. `read` raises OSError, ValueError, or RecursionError for nested nonsense."""
 
     path: Path
     read: Callable[[Path], GatewayContract]
@@ -76,7 +76,7 @@ class Reloader:
         try:
             if read():
                 self._changed(what, "changed")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.error("the %s cannot be used, what held before goes on: %s", what, _short(error))
             self._changed(what, "refused")
 
