@@ -65,12 +65,10 @@ def replay(requests: Sequence[Request], mode: Mode, folder: Path, engines: int =
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of requests as we routed them, with Dynamo's engines. Times to first token in ms, *simulated*."""
+    """Of requests as we routed them, with Dynamo's engines. Mean time to first token in ms, *simulated*."""
 
     reuse: float
     mean: float
-    worst_p99: float
-    """Of the engine where it is highest: that of all requests together is not above."""
 
 
 def score(routed: Sequence[Sequence[Request]], folder: Path) -> Score:
@@ -80,7 +78,7 @@ def score(routed: Sequence[Sequence[Request]], folder: Path) -> Score:
     reused = sum(one.reuse * sum(request.prompt for request in requests) for one, requests in found)
     count = sum(len(requests) for requests in routed)
     mean = sum(one.mean * len(requests) for one, requests in found) / count
-    return Score(reused / tokens, mean, max(one.p99 for one, _ in found))
+    return Score(reused / tokens, mean)
 
 
 def installed() -> Path:

@@ -22,6 +22,7 @@ from headrace_runtime.gateway.routing import Policy
 
 TRACE = "mooncake_conversation.jsonl.xz"
 SPEEDS = (1.0, 3.0)
+OVERLOAD = 10.0
 WEIGHTS = (0.0, 0.2, 1.0)
 """Of answers under way, against `routing.WRITING_WEIGHT`."""
 AGREES = 0.03
@@ -54,6 +55,9 @@ def run(options: Options) -> Report:
         for speed in SPEEDS[:1] if options.quick else SPEEDS:
             progress.update(task, description=f"replay, {speed:g} times as fast")
             _replay(report, trace, speed, 1 if options.quick else 5)
+        if not options.quick:
+            progress.update(task, description="replay, overloaded")
+            _overload(report, trace)
     return report
 
 
@@ -106,14 +110,26 @@ def _replay(report: Report, trace: Path, speed: float, repeats: int) -> None:
         f"{at}Dynamo's KV router, {repeats} repeats: reuse {spread([one.reuse for one in rivals], 4)}, "
         f"p99 {spread([one.p99 for one in rivals])}; ours is the same each time"
     )
-    report.notes.append(f"{at}the p99 of no engine of Dynamo's, with what we routed, is above {score.worst_p99:.0f} ms")
     report.checks += _agreement(at, robin, theirs)
     best_rival, least_p99 = max(one.reuse for one in rivals), min(one.p99 for one in rivals)
     report.checks += [
         at_least(f"{at}reuse against Dynamo's best (simulated)", ours.reuse / best_rival, 1.05),
         at_least(f"{at}the same, counted by Dynamo's engines (simulated)", score.reuse / best_rival, 1.05),
-        at_most(f"{at}p99 TTFT against Dynamo's best (simulated)", ours.p99 / least_p99, 1.0),
+        at_most(
+            f"{at}p99 TTFT, corrected by what round-robin differs, against Dynamo's best (simulated)",
+            ours.p99 * theirs.p99 / robin.p99 / least_p99,
+            1.0,
+        ),
     ]
+
+
+def _overload(report: Report, trace: Path) -> None:
+    """Where more comes than all engines can compute: printed, not judged."""
+    requests = replay.read(trace, OVERLOAD)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        rival = dynamo.replay(requests, "kv_router", Path(folder))
+    report.rows.append(_row(f"x{OVERLOAD:g} Dynamo's KV router, its replay", rival))
+    report.rows.append(_row(f"x{OVERLOAD:g} PrefixAware, ours", replay.replay(requests, "PrefixAware")))
 
 
 def _agreement(at: str, ours: Outcome, theirs: Replayed) -> list[Check]:
