@@ -163,6 +163,19 @@ async def test_a_long_answer_in_one_piece_is_not_taken_for_a_hang() -> None:
         assert not w.suspected
 
 
+async def test_a_full_engine_that_leaves_the_question_waiting_is_known_by_its_counters() -> None:
+    async with world("decode-0", "decode-1", silence=3.0) as w:
+        for engine in w.engines.values():
+            engine.become(itl=0.1)
+        asked = asyncio.create_task(w.ask(stream=False, max_tokens=60))
+        await until(lambda: any(engine.running for engine in w.engines.values()))
+        for engine in w.engines.values():
+            engine.become(ttft=60.0)  # whoever comes now has to wait
+        assert (await asked)[0] == 200
+        assert sum(len(engine.seen) for engine in w.engines.values()) > 1
+        assert not w.suspected
+
+
 async def test_a_client_that_reads_nothing_puts_no_engine_out() -> None:
     async with world("decode-0", "decode-1", silence=2.0) as w:
         body = b'{"model":"fake","prompt":[1],"max_tokens":400000,"stream":true}'
