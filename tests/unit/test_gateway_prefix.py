@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace_runtime.gateway import prefix
 from headrace_runtime.gateway.prefix import HOPE_SECONDS, ROOT, PrefixIndex, Stored, Tier, keys_of
 from headrace_runtime.gateway.prompts import exact
 
@@ -133,7 +134,6 @@ def test_a_prompt_just_sent_is_hoped_to_be_held_until_its_time_is_over() -> None
     made = index("a", "b")
     made.hope("a", path(1, 2), 0.0, exact=True)
     assert made.held(path(1, 2, 3), HOPE_SECONDS / 2) == {"a": 8}
-    assert made.resident(path(1, 2, 3), "a") == 0
     assert made.held(path(1, 2, 3), HOPE_SECONDS) == {}
 
 
@@ -143,7 +143,6 @@ def test_events_make_a_hope_true() -> None:
     made.store("a", stored(1, 2))
     made.heard("a", 1.0)
     assert made.held(path(1, 2), 2 * HOPE_SECONDS) == {"a": 8}
-    assert made.resident(path(1, 2), "a") == 8
 
 
 def test_an_engine_that_says_nothing_of_what_it_was_sent_is_late_until_it_speaks() -> None:
@@ -169,6 +168,14 @@ def test_text_that_no_event_can_confirm_makes_nobody_late() -> None:
     made.hope("a", path(1, 2), 1.0, exact=False)
     made.held([], 1.0 + HOPE_SECONDS)
     assert made.timely("a")
+
+
+def test_hopes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "HOPED_BLOCKS", 2)
+    made = index("a")
+    made.hope("a", path(1, 2), 0.0, exact=True)
+    made.hope("a", path(3), 0.0, exact=True)
+    assert made.held(path(3), 0.0) == {}
 
 
 def test_nothing_is_hoped_of_a_late_engine() -> None:

@@ -42,7 +42,7 @@ class World:
         """The engine says that it holds these tokens, and the gateway has heard it."""
         await self.publishers[engine].send(stored(list(range(len(tokens) // BLOCK)), tokens, BLOCK))
         path = exact(tokens, BLOCK)
-        await until(lambda: self.index.resident(path, engine) == len(tokens))
+        await until(lambda: self.index.held(path, time.monotonic()).get(engine) == len(tokens))
 
     @property
     def index(self) -> Any:

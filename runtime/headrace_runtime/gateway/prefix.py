@@ -26,6 +26,8 @@ Path = Sequence[tuple[int, int]]
 
 ROOT: Final = 0
 HOPE_SECONDS: Final = 10.0
+HOPED_BLOCKS: Final = 1_000_000
+"""More is not hoped for at a time."""
 TIER_WEIGHTS: Final[Mapping[Tier, float]] = {"device": 1.0, "host": 0.8, "disk": 0.5}
 """How much of a token's computation is saved where it lies in a tier: from the others it has to be copied first."""
 BLOCKS_PER_ENGINE: Final = 1_000_000
@@ -189,22 +191,10 @@ class PrefixIndex:
             for engine, tokens in on_disk.items()
         }
 
-    def resident(self, path: Path, engine: str) -> int:
-        """Tokens of the prompt that lie on the engine's device by its own word: no hope counts."""
-        member = self._members.get(engine)
-        if member is None or member.late:
-            return 0
-        device, reached = self._tiers["device"], 0
-        for key, tokens in path:
-            if not device.get(key, 0) & member.bit:
-                break
-            reached = tokens
-        return reached
-
     def hope(self, engine: str, path: Path, now: float, exact: bool) -> None:
         """The prompt was sent to the engine. `exact`: its keys are those of blocks, so that events can confirm it."""
         member = self._members.get(engine)
-        if member is None or member.late or not path:
+        if member is None or member.late or not path or len(self._hoped) >= HOPED_BLOCKS:
             return
         keys, hoped, bit = [key for key, _ in path], self._hoped, member.bit
         for key in keys:
