@@ -140,6 +140,17 @@ async def test_the_models_need_a_key_and_the_health_does_not(keys: Path) -> None
                 assert answer.status == status
 
 
+async def test_openais_own_client_is_let_in_with_a_key_and_understands_why_it_is_not_without(keys: Path) -> None:
+    async with world(keys) as w:
+        async with openai.AsyncOpenAI(base_url=f"{w.url}/v1", api_key="sk-b") as known:
+            assert [model.id async for model in known.models.list()] == ["fake"]
+            answer = await known.completions.create(model="fake", prompt="hello", max_tokens=TOKENS)
+            assert answer.choices[0].text
+        async with openai.AsyncOpenAI(base_url=f"{w.url}/v1", api_key="sk-c") as unknown:
+            with pytest.raises(openai.AuthenticationError, match="not known"):
+                await unknown.completions.create(model="fake", prompt="hello")
+
+
 async def test_the_log_names_the_keys_holder_and_never_the_key(keys: Path) -> None:
     log = io.BytesIO()
     async with world(keys) as w:
