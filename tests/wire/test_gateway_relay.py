@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace_runtime.gateway.http import Answer, Request, Server
 from headrace_runtime.gateway.kept import bodies, chunk
-from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, are_whole_chunks
+from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, are_whole_chunks, notice_loss
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 FIRST = b"7\r\ndata: \n\r\n"
@@ -238,3 +239,12 @@ async def test_a_client_that_reads_slowly_holds_the_engine_back() -> None:
         writer.close()
         await server.drain(0.0)
         pool.close()
+
+
+def test_an_engine_that_vanishes_without_a_word_is_noticed_within_seconds() -> None:
+    with socket.socket() as one:
+        notice_loss(one)
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle, every, times = (one.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+        assert idle + every * times < 15

@@ -8,6 +8,7 @@ broken.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -17,6 +18,10 @@ import httptools
 CONNECT_SECONDS = 2.0
 IDLE_SECONDS = 4.0
 """Idle connections older than this are not used again: vLLM's server closes them after 5 s."""
+
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+"""A connection whose other end is gone without a word (a node, an entry of a NAT table) ends after 11 s of silence. The
+kernel of an engine that is merely hung still answers: that is `patience.py`'s business."""
 
 Cause = Literal["connect", "reset", "timeout", "silent", "status", "error_event"]
 
@@ -202,6 +207,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        notice_loss(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -346,6 +352,12 @@ def are_whole_chunks(data: bytes) -> bool:
             return False
         at = end + size + 4
     return at == length > 0
+
+
+def notice_loss(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _address(url: str) -> tuple[str, int]:
