@@ -46,7 +46,7 @@ class Engine:
     def __init__(self, pieces: list[bytes], ends: EngineError | None = None) -> None:
         self._pieces, self._ends = pieces, ends
         self.failed: EngineError | None = None
-        self.aborted = False
+        self.aborted = self.paused = False
 
     async def relay(self, sink: Relay) -> None:
         forward = sink.chunk_writer()
@@ -64,6 +64,12 @@ class Engine:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
 
 
 async def relayed(pieces: list[bytes], ends: EngineError | None = None, kept: Kept | None = None) -> Any:
@@ -137,3 +143,14 @@ async def test_an_event_without_an_end_is_not_waited_for() -> None:
     client, failure = await relayed([TOKENS[0], b"data: " + b"x" * EVENT_BYTES, b"x"], kept=keeping())
     assert failure.cause == "reset"
     assert client.stream == TOKENS[0]
+
+
+async def test_a_client_that_reads_slowly_holds_the_next_engine_back_too() -> None:
+    relay = Relay(cast(Answer, Client()), [], keeping())
+    first, second = Engine([], EngineError("reset", "gone")), Engine([DONE])
+    await relay.run(cast(Exchange, first), TOKENS[0])
+    relay.pause()
+    assert await relay.run(cast(Exchange, second), TOKENS[1]) is None
+    assert second.paused
+    relay.resume()
+    assert not second.paused

@@ -86,6 +86,7 @@ async def test_serves_logs_without_the_prompt_and_ends_when_its_streams_have(tmp
     (line,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     expected = {"request_id": "id-1", "status": 200, "outcome": "answered", "stream": True, "decode": "e", "tries": 1}
     assert expected.items() <= line.items()
+    assert line["resumed"] == 0
     assert 0 < line["ttft_ms"] < line["duration_ms"]
 
 
