@@ -207,7 +207,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        notice_loss(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -329,9 +328,10 @@ class Pool:
     async def _connect(self, address: tuple[str, int]) -> Connection:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await asyncio.get_running_loop().create_connection(
+                transport, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self, address), *address
                 )
+                notice_loss(transport.get_extra_info("socket"))
         except TimeoutError:
             raise EngineError("connect", f"no connection within {CONNECT_SECONDS:g} s") from None
         except OSError as error:
