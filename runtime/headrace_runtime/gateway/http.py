@@ -8,10 +8,12 @@ handler. Knows nothing of engines or of OpenAI's API but the shape of its errors
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -19,13 +21,13 @@ import httptools
 
 from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.errors import RequestError
+from headrace_runtime.gateway.turns import Turns
 
 log = logging.getLogger(__name__)
 
 LINGER_SECONDS = 2.0
 """How long a connection that is to be closed still reads: closing with unread bytes would destroy the answer under
 way."""
-REQUEST_ID_LENGTH = 128
 PIPELINED = 32
 """Requests of one connection that may wait for an earlier one's answer."""
 REFUSED_CONNECTIONS = 1024
@@ -35,6 +37,7 @@ SMALL_BYTES = 16 * 1024
 ROOM_SECONDS = 0.5
 """Idle connections are closed for new ones no oftener, since finding them means looking at all."""
 
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -161,6 +164,7 @@ class Server:
         """Bytes of bodies that are being read, wait, or are being answered."""
         self.connections: set[ClientConnection] = set()
         self._room_made = 0.0
+        self.turns = Turns()
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._left = asyncio.Event()
@@ -437,9 +441,13 @@ class ClientConnection(asyncio.Protocol):
             self._served_bytes = len(request.body)
             self._answer = Answer(self, request)
             self.deadline = float("inf")
-            self._task = self._loop.create_task(self._serve(request, self._answer))
+            self._server.turns.take(partial(self._begin_serving, request, self._answer))
         elif self._refusal is not None:
             self.refuse(self._refusal)
+
+    def _begin_serving(self, request: Request, answer: Answer) -> None:
+        if self._answer is answer:  # else the client has left while it waited for its turn
+            self._task = self._loop.create_task(self._serve(request, answer))
 
     async def _serve(self, request: Request, answer: Answer) -> None:
         try:
@@ -484,11 +492,4 @@ class ClientConnection(asyncio.Protocol):
 
 def _request_id(given: str | None) -> str:
     """The client's own id where it is a plain word, else a new one: it goes into headers and logs."""
-    if (
-        given
-        and len(given) <= REQUEST_ID_LENGTH
-        and given.isascii()
-        and given.replace("-", "").replace("_", "").isalnum()
-    ):
-        return given
-    return secrets.token_hex(16)
+    return given if given and _PLAIN_WORD.fullmatch(given) else secrets.token_hex(16)
