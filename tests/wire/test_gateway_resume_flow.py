@@ -294,6 +294,16 @@ async def test_a_split_answer_is_split_again(stream: bool) -> None:
         assert w.resumes("resumed") == 1
 
 
+async def test_a_late_refusal_of_an_answer_in_one_piece_has_its_status() -> None:
+    async with world("decode", "decode", "prefill") as w:
+        w.engines["a"].become(fault="error_event", error_code=400, at=4)
+        document = request(COMPLETIONS, prompt=list(range(100)), stream=False)
+        async with w.client.post(f"http://127.0.0.1:{w.gateway.port}{COMPLETIONS}", json=document) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["message"] == "scripted refusal"
+        assert w.engines["b"].seen == []
+
+
 async def test_an_answer_in_one_piece_that_stays_broken_is_an_error_with_a_status() -> None:
     async with world("decode", "decode", "prefill", resume=Resume(max_attempts=1)) as w:
         for name in "ab":

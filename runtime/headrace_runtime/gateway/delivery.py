@@ -42,15 +42,18 @@ class LostError(Exception):
 async def deliver(journey: Journey, answer: Answer) -> None:
     """Answer the request. Raises RequestError before anything was answered."""
     try:
-        async with journey.first_token() as first:
-            if not first.streaming:
-                _send(journey, answer, first)
-                return
-            delivery = Delivery(journey, answer, first)
-            failure = await delivery.begin(first)
+        await _deliver(journey, answer)
     except EngineAnsweredError as failed:  # the engine's own words say more than ours
         answer.send(failed.status, [*failed.error.headers(), *served_by(journey.record)], failed.body)
-        return
+
+
+async def _deliver(journey: Journey, answer: Answer) -> None:
+    async with journey.first_token() as first:
+        if not first.streaming:
+            _send(journey, answer, first)
+            return
+        delivery = Delivery(journey, answer, first)
+        failure = await delivery.begin(first)
     try:
         while failure is not None:
             failure = await delivery.resume(failure)
@@ -101,10 +104,14 @@ class Delivery:
         return await self._relay.run(first.exchange, payload)
 
     async def resume(self, failure: EngineError) -> EngineError | None:
-        """Go on at another engine; gives what became of that. Raises LostError."""
+        """Go on at another engine; gives what became of that. Raises LostError, or EngineAnsweredError where an engine
+        refuses an answer of which the client has nothing yet."""
         log.warning("request %s: %s was lost after its first token: %s", *self._who(), failure)
         if self._relay.mismatch is not None:
             raise LostError("mismatch", str(self._relay.mismatch))
+        if 400 <= failure.status < 500:
+            self._record.outcome = "refused"
+            raise EngineAnsweredError(errors.malformed(str(failure)), failure.status, failure.body)
         self._writer.lost(failure)
         delivered = await self._delivered(failure)
         rest = rest_without_engine(delivered, self._wants_usage())
