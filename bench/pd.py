@@ -49,8 +49,9 @@ class Mix:
     requests: int
 
 
-EVEN = Mix("even", 1536, 192, 48)
-MIXES = (Mix("prompts lead", 2048, 16, 60), EVEN, Mix("answers lead", 256, 256, 60))
+EVEN = Mix("even", 1536, 480, 48)
+"""About as much work for the one side as for the other, where each has a core of its own."""
+MIXES = (Mix("prompts lead", 2048, 16, 60), EVEN, Mix("answers lead", 256, 512, 48))
 
 COLUMNS = (
     f"closed loop, {STREAMS} streams",
@@ -99,11 +100,16 @@ class Arm:
         def times(of: str, share: float) -> str:
             return spread([percentile(getattr(result, of), share) * 1e3 for result in self.results])
 
-        name = f"{self.mix.name} ({self.mix.prompt} in, {self.mix.answer} out): {self.name}"
         shares = [("ttft", 0.5), ("ttft", 0.99), ("gaps", 0.5), ("gaps", 0.99)]
         longest = spread([gap * 1e3 for gap in self.longest])
         moved = spread([share * 100 for share in self.moved], 0)
-        return [name, spread(self.rates), *(times(of, share) for of, share in shares), longest, moved]
+        return [
+            f"{self.mix.name}: {self.name}",
+            spread(self.rates),
+            *(times(of, share) for of, share in shares),
+            longest,
+            moved,
+        ]
 
 
 def run(options: Options) -> Report:
@@ -169,7 +175,7 @@ def _judge(report: Report, split: Arm, together: Arm, router: Arm) -> None:
     gaps = [other / one for one, other in zip(split.longest, together.longest, strict=True)]
     best = median(split.rates) / max(router.rates)
     report.notes.append(
-        f"{mix.name}: requests/s of aggregated {spread(rates, 2)}"
+        f"{mix.name} ({mix.prompt} tokens in, {mix.answer} out): requests/s of aggregated {spread(rates, 2)}"
         f"{' (aggregated wins)' if median(rates) < 1 else ''}, longest gap {spread(gaps, 1)} times smaller, "
         f"requests/s of vllm-router's best run {best:.2f}"
     )
