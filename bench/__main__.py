@@ -12,6 +12,7 @@ from rich.table import Table
 from bench.report import Options, Report
 
 BENCHES = {
+    "burst": "10,000 connections, and their requests, at once, while a few streams are relayed (simulated engine)",
     "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
