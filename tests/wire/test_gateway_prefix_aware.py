@@ -142,3 +142,17 @@ async def test_an_engine_whose_events_are_lost_is_routed_to_by_load(tmp_path: Pa
         shorter = (PROMPT[:48], PROMPT[:32])
         asked = [await w.ask(prompt=prompt, explain=True) for prompt in shorter]
         assert all("serve-1 (holds 0 of" in one["x-headrace-routing"] for one in asked)
+
+
+async def test_a_gateway_that_is_told_to_be_prefix_aware_begins_to_listen_and_ends_when_told_otherwise(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, "serve-0", "serve-1", routing="LeastLoaded") as w:
+        live = w.gateway._live
+        live.contract = live.contract.model_copy(update={"routing": "PrefixAware"})
+        await until(lambda: all(w.index.timely(name) for name in w.publishers))
+        await w.holds("serve-1", PROMPT)
+        assert (await w.ask())["x-headrace-decode"] == "serve-1"
+        live.contract = live.contract.model_copy(update={"routing": "RoundRobin"})
+        await until(lambda: not any(w.index.timely(name) for name in w.publishers))
+        assert {(await w.ask())["x-headrace-decode"] for _ in range(2)} == {"serve-0", "serve-1"}
