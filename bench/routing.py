@@ -29,13 +29,10 @@ AGREES = 0.03
 """Most that round-robin may differ between the two simulators."""
 
 COLUMNS = (
-    "",
-    "prefix reuse (simulated)",
-    "TTFT mean ms (simulated)",
-    "p50 (simulated)",
-    "p90 (simulated)",
-    "p99 (simulated)",
-    "gap mean ms (simulated)",
+    "speed of the trace, routing",
+    "reuse\n(simulated)",
+    "TTFT mean, p50, p90, p99 ms\n(simulated)",
+    "gap ms\n(simulated)",
 )
 
 
@@ -91,16 +88,17 @@ def _replay(report: Report, trace: Path, speed: float, repeats: int) -> None:
     rival = Replayed(*(median(getattr(one, field) for one in rivals) for field in Replayed.__slots__))
     at = f"x{speed:g} "
     report.rows += [
-        _row(f"{at}round-robin, Dynamo's replay", theirs),
+        _row(f"{at}round-robin, Dynamo's", theirs),
         _row(f"{at}round-robin, ours", robin),
         _row(f"{at}least-loaded, ours", least),
-        _row(f"{at}Dynamo's KV router, its replay", rival),
+        _row(f"{at}KV router, Dynamo's", rival),
         _row(f"{at}PrefixAware, ours", ours),
-        [f"{at}PrefixAware, by Dynamo's engines", f"{score.reuse:.4f}", f"{score.mean:.0f}", "-", "-", "-", "-"],
+        [f"{at}the same, Dynamo's engines", f"{score.reuse:.4f}", f"{score.mean:.0f}    -    -     -", "-"],
     ]
+    report.notes.append(f"weight: of answers under way; {routing.WRITING_WEIGHT:g} where none is named")
     for weight in WEIGHTS:
         with patch.object(routing, "WRITING_WEIGHT", weight):
-            row = _row(f"{at}PrefixAware, answers weigh {weight:g}", replay.replay(requests, "PrefixAware"))
+            row = _row(f"{at}PrefixAware, weight {weight:g}", replay.replay(requests, "PrefixAware"))
         report.rows.append(row)
     report.notes.append(
         f"{at}ceilings of reuse: {replay.unlimited(requests):.4f} with unlimited memory; all engines' memory in one: "
@@ -128,7 +126,7 @@ def _overload(report: Report, trace: Path) -> None:
     requests = replay.read(trace, OVERLOAD)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         rival = dynamo.replay(requests, "kv_router", Path(folder))
-    report.rows.append(_row(f"x{OVERLOAD:g} Dynamo's KV router, its replay", rival))
+    report.rows.append(_row(f"x{OVERLOAD:g} KV router, Dynamo's", rival))
     report.rows.append(_row(f"x{OVERLOAD:g} PrefixAware, ours", replay.replay(requests, "PrefixAware")))
 
 
@@ -145,5 +143,5 @@ def _agreement(at: str, ours: Outcome, theirs: Replayed) -> list[Check]:
 
 
 def _row(name: str, of: Outcome | Replayed) -> list[str]:
-    times = [f"{value:.0f}" for value in (of.mean, of.median, of.p90, of.p99)]
-    return [name, f"{of.reuse:.4f}", *times, f"{of.gap:.2f}"]
+    times = f"{of.mean:.0f} {of.median:4.0f} {of.p90:4.0f} {of.p99:5.0f}"
+    return [name, f"{of.reuse:.4f}", times, f"{of.gap:.2f}"]
