@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 
-from chaos.client import loading
-from chaos.load import Plan
-from chaos.questions import Shape, questions
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason
@@ -57,34 +54,23 @@ def answered_by(infd: Infd, url: str) -> str:
     return reply.headers["x-headrace-decode"]
 
 
-@pytest.mark.timeout(240)
-def test_streams_outlive_a_killed_engine_which_serves_again_in_the_same_pod(chat: Any) -> None:
+@pytest.mark.timeout(180)
+def test_a_killed_engine_serves_again_in_the_same_pod(chat: Any) -> None:
     infd: Infd = chat.infd
     pod = infd.pod(role="decode")
     before, lives = infd.agent(pod), infd.lives()
     assert before.engine_pid
-    asked = questions(infd.model, Shape(count=8, answer=(60, 100)))
+    infd.kubectl("exec", pod, "--", "python3.11", "-c", KILL_THE_ENGINE_CORE, str(before.engine_pid))
 
     def again() -> bool:
         state = infd.agent(pod)
         return state.engine_restarts > before.engine_restarts and state.phase == "Ready"
 
-    with infd.gateway() as url, loading(Plan(url, asked, rate=0.5), list) as load:
-        load.wait("it writes an answer", lambda: load.streaming(pod) > 0, 60)
-        killed = monotonic()
-        infd.kubectl("exec", pod, "--", "python3.11", "-c", KILL_THE_ENGINE_CORE, str(before.engine_pid))
-        infd.until("the engine is up again", again, 90)
+    seconds = infd.until("the engine is up again", again, 90)
+    with infd.gateway() as url:
         # Until the gateway's health checks have found it again, the prefill engine answers alone.
-        infd.until("it answers", lambda: answered_by(infd, url) == pod, 60)
-        seconds = monotonic() - killed
-        entries = load.stop()
-    lost = [entry for entry in entries if not entry.complete]
-    struck = [entry for entry in entries if entry.engine == pod and entry.scheduled < killed < entry.end]
-    print(
-        f"EngineCore killed: served again after {seconds:.1f} s; {len(entries)} answers, {len(struck)} of them struck"
-    )
-    assert struck
-    assert lost == []
+        seconds += infd.until("it answers", lambda: answered_by(infd, url) == pod, 30)
+    print(f"EngineCore killed: the pod served again after {seconds:.1f} s")
     assert infd.lives() == lives
     infd.until_ready(60)
 
