@@ -7,6 +7,7 @@ import functools
 import json
 import shlex
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,9 @@ def _execute(cluster: "Cluster", pod: str, act: str, state: NodeState) -> float:
 
 def delete_pod(cluster: "Cluster", pod: str) -> Blow:
     whole = _replaced(cluster, pod)
+    at = time.monotonic()
     cluster.kubectl("delete", "pod", pod, "--wait=false")
-    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole)
+    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole, at=at)
 
 
 def evict_pod(cluster: "Cluster", pod: str) -> Blow:
@@ -94,8 +96,9 @@ def evict_pod(cluster: "Cluster", pod: str) -> Blow:
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
     words = ("--kubeconfig", cluster.kubectl.kubeconfig, "create", "--filename=-", "--raw")
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+    at = time.monotonic()
     run(toolchain.kubectl(), *words, path, stdin=json.dumps(eviction))
-    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole)
+    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole, at=at)
 
 
 def _replaced(cluster: "Cluster", pod: str) -> Callable[[], bool]:
@@ -115,12 +118,14 @@ def cut_node(cluster: "Cluster", pod: str) -> Blow:
 def _lose_node(cluster: "Cluster", pod: str, lose: Callable[[str], None], restore: Callable[[str], None]) -> Blow:
     """The node of an engine."""
     node = cluster.pods("engine")[pod]["spec"]["nodeName"]
+    at = time.monotonic()
     lose(node)
     return Blow(
         pod,
         detected=lambda: cluster.leaves_out(pod),
         whole=lambda: cluster.node_is_ready(node) and cluster.all_serve(),
         undo=lambda: restore(node),
+        at=at,
     )
 
 
@@ -137,26 +142,32 @@ def cut_link(cluster: "Cluster", pod: str) -> Blow:
             words = ["iptables", "-w", option, "FORWARD", *rule, "-j", "DROP"]
             run("nsenter", f"--net=/run/netns/{namespace}", *words)
 
+    at = time.monotonic()
     change("-I")
-    return Blow(pod, detected=lambda: False, whole=cluster.all_serve, undo=lambda: change("-D"))
+    return Blow(pod, detected=lambda: False, whole=cluster.all_serve, undo=lambda: change("-D"), at=at)
 
 
 def kill_head(cluster: "Cluster", _: str) -> Blow:
     """Its container starts again in the same pod, with the GCS's storage as it was."""
     (pod,) = cluster.pods("head").values()
-    _kill_pods_processes(pod, "headrace_runtime")
-    return Blow(name(pod), detected=cluster.ray_is_broken, whole=lambda: _again(cluster, "head", pod) and _ray(cluster))
+    at = _kill_pods_processes(pod, "headrace_runtime")
+
+    def whole() -> bool:
+        return _again(cluster, "head", pod) and _ray(cluster)
+
+    return Blow(name(pod), detected=cluster.ray_is_broken, whole=whole, at=at)
 
 
 def lose_gcs(cluster: "Cluster", _: str) -> Blow:
     """The pod goes, and its storage with it."""
     (pod,) = cluster.pods("head").values()
+    at = time.monotonic()
     cluster.kubectl("delete", "pod", name(pod), "--grace-period=0", "--force", "--wait=false")
 
     def whole() -> bool:
         return uid(pod) not in map(uid, cluster.pods("head").values()) and _ray(cluster)
 
-    return Blow(name(pod), detected=cluster.ray_is_broken, whole=whole)
+    return Blow(name(pod), detected=cluster.ray_is_broken, whole=whole, at=at)
 
 
 def _ray(cluster: "Cluster") -> bool:
@@ -166,11 +177,12 @@ def _ray(cluster: "Cluster") -> bool:
 def kill_gateway(cluster: "Cluster", _: str) -> Blow:
     """The one of them that was killed least often."""
     pod = min(cluster.pods("gateway").values(), key=restarts)
-    _kill_pods_processes(pod, "headrace_runtime")
+    at = _kill_pods_processes(pod, "headrace_runtime")
     return Blow(
         name(pod),
         detected=lambda: not is_ready(cluster.pods("gateway")[name(pod)]),
         whole=lambda: _again(cluster, "gateway", pod) and cluster.all_serve(),
+        at=at,
     )
 
 
@@ -182,13 +194,13 @@ def _again(cluster: "Cluster", component: str, pod: Pod) -> bool:
 
 def kill_operator(cluster: "Cluster", _: str) -> Blow:
     (pod,) = cluster.operator_pods().values()
-    _kill_pods_processes(pod, "headrace")
+    at = _kill_pods_processes(pod, "headrace")
 
     def whole() -> bool:
         now = cluster.operator_pods()[name(pod)]
         return restarts(now) > restarts(pod) and is_ready(now) and cluster.status(c.READY) == "True"
 
-    return Blow(name(pod), detected=lambda: False, whole=whole)
+    return Blow(name(pod), detected=lambda: False, whole=whole, at=at)
 
 
 def stop_api_server(cluster: "Cluster", _: str) -> Blow:
@@ -205,16 +217,19 @@ def stop_dns(cluster: "Cluster", _: str) -> Blow:
 def _stopped(what: str, pids: Sequence[int], whole: Callable[[], bool]) -> Blow:
     if not pids:
         raise LocalError(f"{what} has no process on this machine: this needs the bare cluster")
+    at = time.monotonic()
     signal_all(pids, signal.SIGSTOP)
-    return Blow(what, detected=lambda: False, whole=whole, undo=lambda: signal_all(pids, signal.SIGCONT))
+    return Blow(what, detected=lambda: False, whole=whole, undo=lambda: signal_all(pids, signal.SIGCONT), at=at)
 
 
-def _kill_pods_processes(pod: Pod, program: str) -> None:
-    """SIGKILL to every process of a pod that runs `program`, from outside, as the kernel would."""
+def _kill_pods_processes(pod: Pod, program: str) -> float:
+    """SIGKILL to every process of a pod that runs `program`, from outside, as the kernel would. Gives when."""
     pids = [pid for pid in processes_of(uid(pod)) if program in shlex.join(command_of(pid))]
     if not pids:
         raise LocalError(f"no process of {name(pod)} runs {program} on this machine: this needs the bare cluster")
+    at = time.monotonic()
     signal_all(pids, signal.SIGKILL)
+    return at
 
 
 FAULTS: Mapping[Fault, Callable[["Cluster", str], Blow]] = {

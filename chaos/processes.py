@@ -189,6 +189,7 @@ class Processes:
             "front_end_killed": lambda one: _signal(one.server(), signal.SIGKILL),
         }
         before = _lives(part)
+        at = time.monotonic()
         undo = strikes[scenario.fault](part)
         return Blow(
             target,
@@ -198,6 +199,7 @@ class Processes:
                 and self._serve([target])
                 and answers(part.endpoint.url)
             ),
+            at=at,
             undo=undo,
         )
 

@@ -135,16 +135,15 @@ def _strike(arm: Run, load: Load, target: str) -> Strike:
     scenario = arm.scenario
     load.wait_for_answers(scenario.trigger.after_answers)
     _wait_for_moment(arm, load, target)
-    asked = time.monotonic()
     blow = arm.world.strike(scenario, target)
-    watch = _Watch(blow, blow.at or asked, scenario.holds_seconds)
-    give_up = watch.at + scenario.holds_seconds + (scenario.expect.whole_seconds or 0.0) + GRACE_SECONDS
+    watch = _Watch(blow, scenario.holds_seconds)
+    give_up = blow.at + scenario.holds_seconds + (scenario.expect.whole_seconds or 0.0) + GRACE_SECONDS
     try:
         while time.monotonic() < give_up and not watch.looked():
             time.sleep(LOOK_SECONDS)
     finally:
         watch.undo()
-    return Strike(watch.at, blow.target, watch.detected, watch.whole)
+    return Strike(blow.at, blow.target, watch.detected, watch.whole)
 
 
 @dataclass
@@ -152,7 +151,6 @@ class _Watch:
     """What has been seen of one fault so far."""
 
     blow: Blow
-    at: float
     holds_seconds: float
     detected: float | None = None
     whole: float | None = None
@@ -160,7 +158,7 @@ class _Watch:
 
     def looked(self) -> bool:
         """One look, and the fault taken back when its time is over; whether all is whole again."""
-        if time.monotonic() >= self.at + self.holds_seconds:
+        if time.monotonic() >= self.blow.at + self.holds_seconds:
             self.undo()
         if self.detected is None and holds(self.blow.detected):
             self.detected = time.monotonic()

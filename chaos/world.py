@@ -20,10 +20,10 @@ class Blow:
     """Whether the system says by itself, now, that something is wrong."""
     whole: Callable[[], bool]
     """Whether what was struck serves again, now."""
+    at: float
+    """When it was done."""
     undo: Callable[[], None] = lambda: None
     """Takes a lasting fault back."""
-    at: float | None = None
-    """When it was done, where that is known better than by when it was asked for."""
 
 
 class World(Protocol):
