@@ -49,6 +49,7 @@ def run(options: Options) -> Report:
         if trace is None or not trace.exists():
             report.notes.append(f"no replay: --traces names no folder with {TRACE}; nothing simulated was measured")
             return report
+        report.notes.append(f"weight: of answers under way; {routing.WRITING_WEIGHT:g} where none is named")
         for speed in SPEEDS[:1] if options.quick else SPEEDS:
             progress.update(task, description=f"replay, {speed:g} times as fast")
             _replay(report, trace, speed, 1 if options.quick else 5)
@@ -95,7 +96,6 @@ def _replay(report: Report, trace: Path, speed: float, repeats: int) -> None:
         _row(f"{at}PrefixAware, ours", ours),
         [f"{at}the same, Dynamo's engines", f"{score.reuse:.4f}", f"{score.mean:.0f}    -    -     -", "-"],
     ]
-    report.notes.append(f"weight: of answers under way; {routing.WRITING_WEIGHT:g} where none is named")
     for weight in WEIGHTS:
         with patch.object(routing, "WRITING_WEIGHT", weight):
             row = _row(f"{at}PrefixAware, weight {weight:g}", replay.replay(requests, "PrefixAware"))
