@@ -34,6 +34,9 @@ greedy, while the fault struck again and again at random moments.
   before the same engines; and the run's own journal, spoiled in several ways. A scenario that misses one has failed.
 """
 
+MACHINE = """Machine: {machines}; clients, gateways, engines and, in the cluster, Kubernetes and Ray share it, so that a part
+that starts anew takes processor time from those that serve. Sessions, with the start value of what was drawn by chance:"""
+
 COLUMNS = (
     "fault", "world", "runs", "requests", "struck", "lost", "duplicated", "mismatched", "detect", "recover", "whole",
     "planted", "verdict",
@@ -78,6 +81,8 @@ class Row:
         if not known:
             return "-"
         missing = f", {len(values) - len(known)} never" if len(known) < len(values) else ""
+        if len(values) == 1:
+            return f"{known[0]:.1f}"
         return f"{median(known):.1f} ({min(known):.1f} to {max(known):.1f}{missing})"
 
     def cells(self) -> list[str]:
@@ -122,7 +127,7 @@ def page(records: Sequence[Record], limits: Mapping[str, Expectation]) -> str:
     lines += [f"- **{row.newest.title}** ({row.where}): {row.newest.how}{row.remarks()}" for row in table]
     lines += ["", "## On what", ""]
     machines = sorted({f"{one.cpus} processors, Linux {one.kernel}" for one in records})
-    lines += [f"Machine: {'; '.join(machines)}. Sessions, with the start value of what was drawn by chance:", ""]
+    lines += [MACHINE.format(machines="; ".join(machines)), ""]
     for row in table:
         seeds = ", ".join(f"{one.seed} ({one.commit}, {len(one.whole)} runs)" for one in row.sessions)
         lines.append(f"- `{row.newest.scenario}`: {seeds}")
