@@ -34,8 +34,9 @@ greedy, while the fault struck again and again at random moments.
   before the same engines; and the run's own journal, spoiled in several ways. A scenario that misses one has failed.
 """
 
-MACHINE = """Machine: {machines}; clients, gateways, engines and, in the cluster, Kubernetes and Ray share it, so that a part
-that starts anew takes processor time from those that serve. Sessions, with the start value of what was drawn by chance:"""
+MACHINE = """\
+Machine: {machines}; clients, gateways, engines and, in the cluster, Kubernetes and Ray share it, so that a part that
+starts anew takes processor time from those that serve. Sessions, with the start value of what was drawn by chance:"""
 
 COLUMNS = (
     "fault", "world", "runs", "requests", "struck", "lost", "duplicated", "mismatched", "detect", "recover", "whole",
