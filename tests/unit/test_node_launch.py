@@ -12,7 +12,7 @@ from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.launch import LaunchError, ZygoteLauncher
 from headrace_runtime.node.process import Children
 
-# Forks a sleeper per order, in a session of its own, and tells when it ended, as engine/zygote.py does.
+# Forks a sleeper per order, names it once it leads a session of its own, and tells when it ended, as engine/zygote.py.
 SCRIPT = """
 import ctypes, json, os, signal, sys, time
 def say(**words): os.write(1, json.dumps(words).encode() + b"\\n")
@@ -27,15 +27,20 @@ signal.signal(signal.SIGCHLD, reap)
 me = os.getpid()
 for line in sys.stdin:
     order = json.loads(line)["start"]
+    grouped, group = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        os.close(group)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != me:
             os._exit(1)
         with open(order["log"], "a") as log:
             log.write(" ".join(order["argv"]) + " " + order["env"]["GREETING"])
         time.sleep(600)
+    os.close(group)
+    os.read(grouped, 1)
+    os.close(grouped)
     say(started=pid)
 """
 COMMAND = Command(("model", "--port=8000"), {"GREETING": "hello"})
