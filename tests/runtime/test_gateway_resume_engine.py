@@ -1,10 +1,13 @@
 """Real engines that are lost in the midst of a stream: what the client gets is what one undisturbed engine says.
 
-In float32, where computing tokens at once or one by one gives the same greedy choices. The cuts are made by a
-proxy before one of the engines.
+In float32, where computing tokens at once or one by one gives the same greedy choices. The cheap cuts are made by a
+proxy before one of the engines; the dear ones by SIGKILL.
 """
 
 import asyncio
+import itertools
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from headrace_runtime.gateway.assemble import events, one_answer
 from headrace_runtime.gateway.request import CHAT, COMPLETIONS
 from headrace_runtime.gateway.serve import Gateway
 from tests.runtime.engines import Server, Warm, command, end, up
-from tests.runtime.processes import free_port
+from tests.runtime.processes import free_port, named, tree
 
 RIVERS = [{"role": "user", "content": "Write three sentences about rivers."}]
 FRANCE: dict[str, Any] = {"prompt": "The capital of France is", "max_tokens": 24}
@@ -69,6 +72,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"prompt": "hi", "max_tokens": 60, "structured_outputs": {"regex": "(🙂|😀|🎉){6}"}},
     ),
 }
+LONG: dict[str, Any] = {**FRANCE, "max_tokens": 120, "ignore_eos": True, **USAGE}
 
 
 @dataclass
@@ -202,15 +206,19 @@ def resumes(gateway: Gateway, result: str) -> float:
     return gateway.registry.get_sample_value("headrace_gateway_resumes_total", {"result": result}) or 0.0
 
 
-async def ask(url: str, path: str, body: dict[str, Any]) -> bytes:
-    """The answer's body."""
+async def ask(url: str, path: str, body: dict[str, Any], heard: Callable[[int], None] = lambda _: None) -> bytes:
+    """The answer's body; `heard` is called with the number of events for every read."""
     asked = {"model": "tiny", "temperature": 0, "stream": True, **body}
+    found = b""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as client,
         client.post(url + path, json=asked) as response,
     ):
         assert response.status == 200, await response.read()
-        return await response.read()
+        async for data in response.content.iter_any():
+            found += data
+            heard(found.count(b"\n\n"))
+    return found
 
 
 def answer(path: str, stream: bytes) -> dict[str, Any]:
@@ -249,3 +257,30 @@ async def test_a_cut_stream_goes_on_as_if_nothing_had_happened(engines: list[Run
             chunks = [orjson.loads(data) for data in events(stream)]
             assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
             assert resumes(before, "resumed") + resumes(before, "completed") == number
+
+
+@pytest.mark.parametrize("victim", ["core", "all"])
+async def test_an_engine_killed_in_mid_stream_loses_no_token(engines: list[Running], victim: str) -> None:
+    doomed, other = engines
+    whole = answer(COMPLETIONS, await ask(other.url, COMPLETIONS, LONG))
+    killed = itertools.count()
+
+    def kill(heard: int) -> None:
+        if heard >= 15 and next(killed) == 0:
+            if victim == "core":
+                os.kill(named(tree(doomed.group), "EngineCore"), signal.SIGKILL)
+            else:
+                os.killpg(doomed.group, signal.SIGKILL)
+
+    try:
+        async with gateway(doomed.url, other.url) as before:
+            stream = await ask(f"http://127.0.0.1:{before.port}", COMPLETIONS, LONG, kill)
+            assert next(killed) > 0, "the engine was killed"
+            assert answer(COMPLETIONS, stream) == whole
+            assert b'"error"' not in stream
+            assert resumes(before, "resumed") == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(doomed.group, signal.SIGKILL)
+        assert doomed.warm.report(30)["exited"] == doomed.group
+        doomed.start()
