@@ -83,12 +83,13 @@ class Reply:
         return text
 
 
-def post(url: str, path: str, body: Json, seconds: float = 60) -> Reply:
+def post(url: str, path: str, body: Json, seconds: float = 60, key: str = "") -> Reply:
     """One request over a connection of its own. OSError or HTTPException: the connection broke."""
     parts = urlsplit(url)
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
     try:
-        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         return Reply(answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read())
     finally:
@@ -229,9 +230,9 @@ class Infd:
         with forwarded(self.kubectl.kubeconfig, self.kubectl.namespace, self.name) as url:
             yield url
 
-    def complete(self, url: str, prompt: str | list[int], tokens: int = 4) -> Reply:
+    def complete(self, url: str, prompt: str | list[int], tokens: int = 4, key: str = "") -> Reply:
         body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        return post(url, "/v1/completions", body)
+        return post(url, "/v1/completions", body, key=key)
 
 
 def _condition(deployment: Json, kind: str) -> Json:
