@@ -25,6 +25,7 @@ from headrace_runtime.contract import (
     Model,
     NodeContract,
     Place,
+    Resume,
     RoleName,
     Transfer,
 )
@@ -117,10 +118,13 @@ class Front:
 
 
 Discovery = FixedDiscovery | FileDiscovery
+AS_EVER = Resume()
 
 
 @contextmanager
-def gateway(folder: Path, model: str, discovery: Discovery, engines: int) -> Iterator[Front]:
+def gateway(
+    folder: Path, model: str, discovery: Discovery, engines: int, resume: Resume | None = AS_EVER
+) -> Iterator[Front]:
     """The gateway's own process, once it finds so many `engines` healthy."""
     name = f"gateway-{free_port()}"
     contract = GatewayContract(
@@ -128,6 +132,7 @@ def gateway(folder: Path, model: str, discovery: Discovery, engines: int) -> Ite
         deployment="bench",
         served_name=model,
         discovery=discovery,
+        resume=resume,
         access_log=False,
         port=free_port(),
         admin_port=free_port(),

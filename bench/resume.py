@@ -12,7 +12,6 @@ import asyncio
 import os
 import random
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,13 +26,13 @@ import aiohttp
 import orjson
 from rich.progress import Progress
 
+from bench.engines import gateway
 from bench.programs import free_port, running, wait_for
 from bench.report import Options, Report, at_least, at_most, spread
 from headrace_runtime.contract import (
     Endpoint,
     Engine,
     FixedDiscovery,
-    GatewayContract,
     Model,
     NodeContract,
     NodeState,
@@ -168,9 +167,9 @@ def run(options: Options) -> Report:
         for engine in engines:
             engine.wait()
         fronts = Fronts(
-            stack.enter_context(gateway(folder, "resumes", engines, Resume())),
-            stack.enter_context(gateway(folder, "gives-up", engines, None)),
-            stack.enter_context(gateway(folder, "alone", engines[:1], None)),
+            stack.enter_context(gateway_before(folder, engines, Resume())),
+            stack.enter_context(gateway_before(folder, engines, None)),
+            stack.enter_context(gateway_before(folder, engines[:1], None)),
         )
         bench = Bench(engines, fronts)
         asyncio.run(bench.measure(repeats, restarts, lambda what: progress.update(task, advance=1, description=what)))
@@ -188,24 +187,10 @@ class Fronts:
 
 
 @contextmanager
-def gateway(folder: Path, name: str, engines: Sequence[Owned], resume: Resume | None) -> Iterator[str]:
-    contract = GatewayContract(
-        namespace="bench",
-        deployment="bench",
-        served_name=MODEL,
-        discovery=FixedDiscovery(endpoints=tuple(engine.endpoint for engine in engines)),
-        resume=resume,
-        access_log=False,
-        port=free_port(),
-        admin_port=free_port(),
-        drain_seconds=1.0,
-    )
-    file, log = folder / f"{name}.json", folder / f"{name}.log"
-    file.write_text(contract.model_dump_json(by_alias=True))
-    argv = [sys.executable, "-m", "headrace_runtime", "gateway", "--contract", str(file), "--name", name]
-    with running([*argv, "--address", "127.0.0.1"], log) as program:
-        wait_for(f"http://127.0.0.1:{contract.port}/health", program, log)
-        yield f"http://127.0.0.1:{contract.port}"
+def gateway_before(folder: Path, engines: Sequence[Owned], resume: Resume | None) -> Iterator[str]:
+    endpoints = FixedDiscovery(endpoints=tuple(engine.endpoint for engine in engines))
+    with gateway(folder, MODEL, endpoints, len(engines), resume) as front:
+        yield front.url
 
 
 class Bench:
