@@ -67,8 +67,12 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: check
 check: lint types ## Lint, types, import contracts and the fast tests: the minute before a commit
-	$(PYTEST) -q -n 2 $(FAST)
+	$(PYTEST) -q -n 2 -m "not slow" $(FAST)
 	@$(MAKE) --no-print-directory verify
+
+.PHONY: test-slow
+test-slow: install ## Of the same layers, the tests that take seconds
+	$(PYTEST) -q -n 2 -m slow $(FAST)
 
 .PHONY: test-fast
 test-fast: install ## Unit, golden, worlds and wire tests
@@ -103,7 +107,7 @@ test-gpu: install ## On a machine with an NVIDIA GPU and the engine image
 	$(PYTEST) -q --timeout 1800 -m gpu tests/gpu
 
 .PHONY: test
-test: check test-api test-runtime test-chaos test-cluster ## Everything, the real cluster included (sets up what it needs)
+test: check test-slow test-api test-runtime test-chaos test-cluster ## Everything, the real cluster included (sets up what it needs)
 
 .PHONY: golden-update
 golden-update: install ## Write the golden files anew; read the difference before you commit it

@@ -149,6 +149,7 @@ SPEC_LIKE = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(WORDS), SPEC_LIKE, max_size=6))
 def test_nothing_that_a_user_can_write_raises(spec: dict[str, Any]) -> None:

@@ -163,6 +163,7 @@ asked = st.builds(
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(asked, st.lists(st.tuples(sizes, st.floats(0, 1)), min_size=1, max_size=4), sizes)
 def test_a_stream_cut_anywhere_and_continued_equals_the_undisturbed_one(

@@ -24,6 +24,8 @@ from headrace_runtime.node.process import Children
 from headrace_runtime.node.readiness import Client, Intervals
 from headrace_runtime.node.sessions import members
 
+pytestmark = pytest.mark.slow
+
 FAKE = [sys.executable, "-m", "headrace_runtime.engine.fake"]
 CRASH = [sys.executable, "-c", "raise ValueError('max_model_len 99 is too large')"]
 QUICK = Intervals(starting=0.05, health=0.05, health_timeout=0.3, progress=0.2, draining=0.05, token_timeout=1.0)

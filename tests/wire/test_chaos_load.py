@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from chaos.client import loading, truths
 from chaos.journal import Entry
 from chaos.load import Plan
 from chaos.oracle import fate
 from chaos.questions import Shape, questions
 from headrace_runtime.engine.fake import FakeEngine, Script
+
+pytestmark = pytest.mark.slow
 
 ASKED = questions("fake", Shape(count=8, answer=(4, 8), long=(50, 60)))
 

@@ -15,6 +15,8 @@ from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.gateway.fleet import Slot
 from headrace_runtime.gateway.serve import Gateway
 
+pytestmark = pytest.mark.slow
+
 SILENCE = 0.5
 LIMIT = 20.0
 """Of every wait here, in seconds: what is asserted is that something happens, on whatever machine."""

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract
 from headrace_runtime.gateway.serve import Gateway
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 FUZZ = settings(
     max_examples=EXAMPLES,

@@ -11,9 +11,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from headrace_runtime.contract import Admission, Endpoint, FixedDiscovery, GatewayContract, Limit
 from headrace_runtime.engine.fake import FakeEngine, Script
+
+pytestmark = pytest.mark.slow
 
 SECRET = "a prompt that nobody else may read"
 

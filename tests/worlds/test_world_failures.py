@@ -40,6 +40,7 @@ async def made(sample: Sample) -> Scene:
     return scene
 
 
+@pytest.mark.slow
 async def test_the_end_is_the_same_wherever_the_process_ends_on_the_way() -> None:
     clean = await made(Sample().split(1, 2))
     total = len(clean.cluster.writes)
@@ -58,6 +59,7 @@ async def test_the_end_is_the_same_wherever_the_process_ends_on_the_way() -> Non
         assert made_pods == creations, f"crashed after write {after}"
 
 
+@pytest.mark.slow
 async def test_a_rollout_ends_the_same_wherever_the_process_ends_on_the_way() -> None:
     clean = await made(Sample().split(2, 2))
     clean.edit(Sample().split(2, 2).set("engine.dtype", "float16"))
