@@ -6,7 +6,6 @@ vllm/model_executor/layers/quantization/__init__.py.
 
 from typing import Final
 
-_PARALLELISM: Final = "set spec.parallelism"
 _OWNED: Final = "Headrace sets it itself"
 _ONE_POD: Final = "an engine of this version is one pod"
 

@@ -13,6 +13,7 @@ import orjson
 from headrace_runtime.gateway.request import CHAT, RESPONSES
 
 _DONE = b"[DONE]"
+_PROMPT_IDS = b'"prompt_token_ids":'
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.in_progress"})
 # Deltas of text are appended; these say something about the whole and the last one stands.
 _WHOLE = frozenset(
@@ -38,6 +39,20 @@ def begun(path: str, received: bytes) -> bool:
         return True
     named = [line[len(b"event:") :].strip() for line in received.split(b"\n") if line.startswith(b"event:")]
     return not named or any(name not in _BEFORE_ANY_TOKEN for name in named)
+
+
+def prompt_ids_in(answer: bytes) -> slice | None:
+    """Where an answer, whole or its first event, names the ids of its prompt's tokens: the JSON list; None if nowhere.
+
+    By bytes, since they may be most of it. Within JSON's strings quotes are escaped, so that no text can look like the
+    member's name.
+    """
+    name = answer.find(_PROMPT_IDS)
+    begin = name + len(_PROMPT_IDS)
+    end = answer.find(b"]", begin)
+    if name < 0 or end < 0 or answer[begin : begin + 1] != b"[":
+        return None
+    return slice(begin, end + 1)
 
 
 def events(stream: bytes) -> Iterator[bytes]:

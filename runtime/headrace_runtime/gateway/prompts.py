@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from headrace_runtime.gateway.assemble import prompt_ids_in
 from headrace_runtime.gateway.prefix import ROOT, Path, keys_of
 
 PIECE_BYTES: Final = 256
@@ -21,7 +22,6 @@ BYTES_PER_TOKEN: Final = 4
 PIECES: Final = 400_000
 """Most pieces of text whose blocks are remembered: about 100 MB, and 100 MB of text."""
 
-_PROMPT_IDS: Final = b'"prompt_token_ids":'
 _BEFORE_MESSAGES: Final = ("tools", "documents", "chat_template", "chat_template_kwargs", "add_generation_prompt")
 """Fields of a chat request from which its prompt is made, beside the messages."""
 _SEPARATE: Final = ("cache_salt", "mm_processor_kwargs")
@@ -136,18 +136,12 @@ class Prompts:
 
 
 def ids_named_in(payload: bytes) -> Sequence[int]:
-    """The ids of the prompt's tokens in an engine's answer, whole or its first event; none where it names none.
-
-    By bytes, since they may be most of the answer. Within JSON's strings quotes are escaped, so that no text can look
-    like the member's name.
-    """
-    name = payload.find(_PROMPT_IDS)
-    begin = name + len(_PROMPT_IDS)
-    end = payload.find(b"]", begin)
-    if name < 0 or end < 0 or payload[begin : begin + 1] != b"[":
+    """The ids of the prompt's tokens in an engine's answer, whole or its first event; none where it names none."""
+    place = prompt_ids_in(payload)
+    if place is None:
         return ()
     try:
-        ids = orjson.loads(payload[begin : end + 1])
+        ids = orjson.loads(payload[place])
     except orjson.JSONDecodeError:
         return ()
     return ids if all(type(token) is int for token in ids) else ()

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from headrace_runtime.gateway.assemble import events
+from headrace_runtime.gateway.assemble import events, prompt_ids_in
 
 DONE = b"data: [DONE]\n\n"
 
@@ -23,7 +23,6 @@ Channel = tuple[str | int, ...]
 Document = dict[str, Any]
 
 _ENVELOPE = ("id", "object", "created", "model")
-_PROMPT_IDS = b'"prompt_token_ids":'
 _CREATED = re.compile(rb'("created":\s*)\d+')
 
 
@@ -105,19 +104,13 @@ def rest_without_engine(delivered: Delivered, wants_usage: bool) -> bytes | None
 
 
 def without_prompt_ids(event: bytes) -> tuple[bytes, int | None]:
-    """An answer's first event as it were had nobody asked for token ids, and how many tokens the prompt has.
-
-    By bytes, since the ids of a long prompt are most of the event. Within JSON's strings quotes are escaped, so that
-    no text can look like the member's name.
-    """
-    name = event.find(_PROMPT_IDS)
-    begin = name + len(_PROMPT_IDS)
-    end = event.find(b"]", begin)
-    if name < 0 or end < 0 or event[begin : begin + 1] != b"[":
+    """An answer's first event as it were had nobody asked for token ids, and how many tokens the prompt has."""
+    place = prompt_ids_in(event)
+    if place is None:
         return event, None
-    ids = event[begin + 1 : end]
+    ids = event[place][1:-1]
     count = ids.count(b",") + 1 if ids else 0
-    return event[:begin] + b"null" + event[end + 1 :], count
+    return event[: place.start] + b"null" + event[place.stop :], count
 
 
 class Splice:
