@@ -51,7 +51,7 @@ TARGETS = {
                 "operator/headrace_operator",
                 "operator/requirements.lock",
                 "runtime/headrace_runtime/__init__.py",
-                "runtime/headrace_runtime/contract.py",
+                "runtime/headrace_runtime/contract",
             ),
         ),
         Target("runtime", "runtime/Dockerfile", ("runtime/headrace_runtime", "runtime/requirements.lock")),
