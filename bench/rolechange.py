@@ -22,6 +22,7 @@ import aiohttp
 from rich.progress import Progress
 
 from bench.engines import Front, Kind, Worker, engines, gateway
+from bench.load import says_error
 from bench.report import Options, Report, at_least, at_most, spread
 from headrace_runtime.contract import FileDiscovery, RoleName
 
@@ -208,7 +209,7 @@ class Bench:
                     first, last = first or now, now
             except aiohttp.ClientError as error:
                 text += repr(error).encode()
-        if answer.status == 200 and text.endswith(b"data: [DONE]\n\n") and b'"error"' not in text:
+        if answer.status == 200 and text.endswith(b"data: [DONE]\n\n") and not says_error(text):
             self._others.answered += 1
         else:
             self._others.lost.append(f"lost: HTTP {answer.status}: {text[-200:]!r}")
