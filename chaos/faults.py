@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 # Runs in an engine's pod. The core is the child of vLLM's server that holds the model. For `memory` the core is made
-# the kernel's first choice, and then memory is taken until the container's limit is met and the kernel ends it, and
-# perhaps this program with it.
+# the kernel's first choice, and then memory is taken until the container's limit is met. What the kernel ends then is
+# the cluster's affair: the core, or all of the container (the kubelet's choice since it knows cgroup v2).
 IN_A_POD = """
 import os, pathlib, re, signal, sys, time
 act, server = sys.argv[1], int(sys.argv[2])
@@ -60,6 +60,19 @@ def in_pod(act: str, cluster: "Cluster", pod: str) -> Blow:
         return state.engine_restarts > before.engine_restarts and state.phase == "Ready" and cluster.all_serve()
 
     at = _execute(cluster, pod, act, before)
+    return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole, at=at)
+
+
+def out_of_memory(cluster: "Cluster", pod: str) -> Blow:
+    """The kernel ends the engine's core, and the agent starts it again; or the container, and the kubelet does."""
+    before, state = cluster.pods("engine")[pod], cluster.agent(pod)
+
+    def whole() -> bool:
+        now = cluster.agent(pod)
+        anew = restarts(cluster.pods("engine")[pod]) > restarts(before) or now.engine_restarts > state.engine_restarts
+        return anew and now.phase == "Ready" and cluster.all_serve()
+
+    at = _execute(cluster, pod, "memory", state)
     return Blow(pod, detected=lambda: cluster.leaves_out(pod), whole=whole, at=at)
 
 
@@ -165,7 +178,8 @@ def lose_gcs(cluster: "Cluster", _: str) -> Blow:
     cluster.kubectl("delete", "pod", name(pod), "--grace-period=0", "--force", "--wait=false")
 
     def whole() -> bool:
-        return uid(pod) not in map(uid, cluster.pods("head").values()) and _ray(cluster)
+        # A new one: what the deployment says of Ray lags behind the pod that is gone.
+        return any(uid(new) != uid(pod) and is_ready(new) for new in cluster.pods("head").values()) and _ray(cluster)
 
     return Blow(name(pod), detected=cluster.ray_is_broken, whole=whole, at=at)
 
@@ -235,7 +249,7 @@ def _kill_pods_processes(pod: Pod, program: str) -> float:
 FAULTS: Mapping[Fault, Callable[["Cluster", str], Blow]] = {
     "engine_killed": functools.partial(in_pod, "core"),
     "front_end_killed": functools.partial(in_pod, "server"),
-    "engine_out_of_memory": functools.partial(in_pod, "memory"),
+    "engine_out_of_memory": out_of_memory,
     "engine_stopped": stop_engine,
     "pod_deleted": delete_pod,
     "pod_evicted": evict_pod,

@@ -18,6 +18,8 @@ from headrace_runtime.node.process import Children
 ENGINE_RESOURCE = "headrace-engine-"
 AGENT_PORT_LABEL = "headrace.dev/agent-port"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
+YIELDING = ("nice", "-n", "10")
+"""Tokens go first: a head that comes back keeps the raylet beside an engine busy for seconds."""
 
 
 def authentication(token_file: str | None) -> dict[str, str]:
@@ -63,7 +65,7 @@ class Raylet:
 
     def __init__(self, children: Children, node: RayNode, place: Place, version: str) -> None:
         self._version = version
-        argv = [*RAY, *join_arguments(node, place)]
+        argv = [*YIELDING, *RAY, *join_arguments(node, place)]
         self._keeper = Keeper(children, "raylet", argv, join_environment(node, os.environ))
 
     def state(self, supervised: bool) -> RayState:
