@@ -1,6 +1,7 @@
 """What the pods of all three components have in common: contract, place, probes, rights. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from headrace_operator import names
 from headrace_operator.api.v1alpha1 import Resources
@@ -52,6 +53,39 @@ def ray_token(deployment: str) -> tuple[Object, Object]:
 def shared_memory() -> tuple[Object, Object]:
     """Volume and mount of /dev/shm: a container's own 64 MiB are too few for Ray and for an engine's workers."""
     return {"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """A folder of the node that engines of many pods share and write: what a pod's spec needs of it."""
+
+    volume: Object
+    mount: Object
+    init: Object
+    """A container that makes it ours before the engine starts."""
+
+
+def node_folder(name: str, path: str, mount_path: str, image: str) -> NodeFolder:
+    """The folder `path` of the node at `mount_path`, for the user and the group of our images.
+
+    The kubelet makes such a folder root's own, and Kubernetes has no other way to say whose it shall be: a container
+    with the right to give files away does it, and nothing else. Images with another user come in by the pod's group.
+    """
+    mount = {"name": name, "mountPath": mount_path}
+    own = ["install", "-d", "-o", str(USER), "-g", str(GROUP), "-m", "2770", mount_path]
+    rights = {"drop": ["ALL"], "add": ["CHOWN", "FOWNER"]}
+    return NodeFolder(
+        volume={"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}},
+        mount=mount,
+        init={
+            "name": f"own-{name}",
+            "image": image,
+            "command": own,
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": rights, "runAsUser": 0},
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [mount],
+        },
+    )
 
 
 STARTUP_SECONDS = 180
