@@ -292,6 +292,7 @@ HARD = frozenset(
         Reason.MODEL_NOT_FOUND,
         Reason.DIGEST_MISMATCH,
         Reason.ENGINE_MISSING,
+        Reason.LOADER_MISSING,
         Reason.RAY_MISSING,
         Reason.RUNTIME_MISSING,
         Reason.IMAGE_PULL_FAILED,

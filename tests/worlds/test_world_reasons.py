@@ -106,7 +106,7 @@ async def test_a_pod_that_hangs_is_named_with_its_cause(sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["ModelNotFound", "DigestMismatch", "EngineMissing", "RayMissing", "RestartBudgetSpent"]
+    "reason", ["ModelNotFound", "DigestMismatch", "EngineMissing", "LoaderMissing", "RayMissing", "RestartBudgetSpent"]
 )
 async def test_what_an_agent_says_reaches_the_status(reason: str) -> None:
     scene = Scene(Sample().split())

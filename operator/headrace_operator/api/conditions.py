@@ -86,6 +86,7 @@ class Reason:
     ENGINES_READY: Final = "EnginesReady"
     ENGINES_STARTING: Final = "EnginesStarting"
     ENGINE_MISSING: Final = "EngineMissing"
+    LOADER_MISSING: Final = "LoaderMissing"
     RAY_MISSING: Final = "RayMissing"
     RUNTIME_MISSING: Final = "RuntimeMissing"
     ENGINE_FAILED: Final = "EngineFailed"

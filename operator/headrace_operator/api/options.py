@@ -19,7 +19,10 @@ OWNED: Final[dict[str, str]] = {
     "hf-token": "set spec.model.credentialsSecretRef",
     "served-model-name": "set spec.model.servedName",
     "load-format": "set spec.model.loader",
-    "enable-lora": "set spec.model.adapters",
+    "enable-lora": "set spec.engine.lora",
+    "max-loras": "set spec.engine.lora.maxAdapters",
+    "max-cpu-loras": "set spec.engine.lora.maxAdapters",
+    "max-lora-rank": "set spec.engine.lora.maxRank",
     "lora-modules": "set spec.model.adapters",
     "dtype": "set spec.engine.dtype",
     "max-model-len": "set spec.engine.maxModelLen",
@@ -80,7 +83,8 @@ OWNED: Final[dict[str, str]] = {
 OWNED_ENV: Final = frozenset(
     {
         *("POD_NAME", "POD_IP", "NODE_NAME"),
-        *("VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
+        *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_HOST_IP"),
+        *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
     }
 )
 """Environment variables that the operator and the agent set."""

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from headrace_runtime.contract.base import (
+    ADAPTERS_MOUNT,
     AGENT_PORT,
     COMPONENT_LABEL,
     CONTRACT_FILE,
@@ -69,6 +70,7 @@ from headrace_runtime.contract.node import (
     Integrity,
     KvDisk,
     KvTiers,
+    Lora,
     Model,
     ModelCache,
     NodeContract,
@@ -81,6 +83,7 @@ from headrace_runtime.contract.options import (
     owned_option,
 )
 from headrace_runtime.contract.state import (
+    AdapterState,
     KvReason,
     KvState,
     NodeState,
@@ -91,6 +94,7 @@ from headrace_runtime.contract.state import (
 )
 
 __all__ = [
+    "ADAPTERS_MOUNT",
     "AGENT_PORT",
     "COMPONENT_LABEL",
     "CONTRACT",
@@ -122,6 +126,7 @@ __all__ = [
     "SIGNER_KEY_FILE",
     "VERSION",
     "Adapter",
+    "AdapterState",
     "Admission",
     "Backoff",
     "Contract",
@@ -141,6 +146,7 @@ __all__ = [
     "KvTiers",
     "Limit",
     "LocalContract",
+    "Lora",
     "Model",
     "ModelCache",
     "NodeContract",

@@ -31,6 +31,8 @@ CONTRACT_FILE = "contract.json"
 RAY_TOKEN_FILE = "/etc/headrace-ray/token"  # noqa: S105 - a path, not a secret
 KEYS_MOUNT = "/etc/headrace-keys"
 """Where the operator mounts the Secret with the API keys, read-only, in a gateway's container."""
+ADAPTERS_MOUNT = "/var/run/headrace/adapters"
+"""Where the operator mounts the folder that adapters lie in, read-only, in an engine's container."""
 KV_MOUNT = "/var/lib/headrace/kv"
 """Where the operator mounts the disk of KV blocks in an engine's container."""
 KV_KEY_FILE = "/etc/headrace-kv-key/key"

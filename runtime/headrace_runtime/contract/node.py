@@ -106,6 +106,18 @@ class KvTiers(Frozen):
     disk: KvDisk | None = None
 
 
+LoraRank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
+"""Ranks that vLLM has room for; an adapter of a rank between two needs the greater one."""
+
+
+class Lora(Frozen):
+    """Room that an engine keeps for adapters, from its start on."""
+
+    max_adapters: int = Field(default=4, ge=1)
+    """Served at a time; requests of so many different ones are computed in one step."""
+    max_rank: LoraRank = 16
+
+
 class Engine(Frozen):
     """All that `engine/arguments.py` needs to write vLLM's command line."""
 
@@ -122,6 +134,8 @@ class Engine(Frozen):
     """None where prefill and decode are one engine."""
     kv_tiers: KvTiers | None = None
     """None: KV blocks live on the device only."""
+    lora: Lora | None = None
+    """None: the engine takes no adapters."""
     kv_events: bool = False
     """Tell gateways which KV blocks the engine holds, for prefix-aware routing. The events carry token ids of prompts:
     they are published within the pod network only, or in a socket file where the engine listens on loopback."""
@@ -150,7 +164,8 @@ class Backoff(Frozen):
 
 
 class NodeContract(Frozen):
-    """For `headrace_runtime node`: the agent that owns one engine."""
+    """For `headrace_runtime node`: the agent that owns one engine. `model.adapters` may change while it runs
+    (`node/adapters.py`); all else that changes needs a new process."""
 
     kind: Literal["Node"] = "Node"
     version: Literal["headrace.dev/runtime-v1"] = VERSION

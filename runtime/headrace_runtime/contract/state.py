@@ -9,7 +9,7 @@ Phase = Literal[
 ]
 Reason = Literal[
     "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "SignatureInvalid", "DigestMismatch",
-    "EngineMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
+    "EngineMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
     "RestartBudgetSpent",
 ]  # fmt: skip
 
@@ -57,6 +57,18 @@ class KvState(Frozen):
     evicted: int = 0
 
 
+class AdapterState(Frozen):
+    """One adapter of the contract, or one that is served still."""
+
+    name: str
+    digest: str | None = None
+    """`sha256:…` of its folder once it was read whole."""
+    served: bool = False
+    """The engine answers by this name, with the files of this digest."""
+    problem: str = ""
+    """Why it is not, where waiting alone does not help. Names no path of a node."""
+
+
 class RayState(Frozen):
     joined: bool = False
     version: str | None = None
@@ -83,8 +95,8 @@ class NodeState(Frozen):
     weights: WeightsState = WeightsState()
     kv: KvState | None = None
     """None: no disk tier, or it has said nothing yet."""
-    adapters: tuple[str, ...] = ()
-    """Names of the adapters that the engine serves now."""
+    adapters: tuple[AdapterState, ...] = ()
+    """In the order of the contract."""
     ray: RayState | None = None
     supervisor: str | None = None
     """Id of the Ray actor that last asked after this engine; None when none has within 10 s."""

@@ -1,6 +1,6 @@
 """From a contract to vLLM's command line: the words after `vllm serve`, and the environment. Pure.
 
-Called by the agent once, before it first starts its engine. What the contract states becomes options of vLLM 0.32
+Called by the agent before each start of its engine. What the contract states becomes options of vLLM 0.32
 (vllm/engine/arg_utils.py, vllm/entrypoints/launchers/cli_args.py); what it leaves open stays as vLLM has it, except on
 CPU, where vLLM's defaults leave the API server no processor time: see `_cpu_environment` and `_defaults`. `extra_args`
 come last. They may replace a default of this module, but never what the contract or the place has decided:
@@ -19,6 +19,7 @@ from headrace_runtime.contract import (
     KV_REPLAY_PORT,
     Engine,
     KvEvents,
+    Lora,
     NodeContract,
     Parallelism,
     Place,
@@ -36,11 +37,20 @@ SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
 CONNECTOR_MODULE = "headrace_runtime.engine.nixl"
 SCHEDULER = "headrace_runtime.engine.replay.scheduler"
 WORKER_EXTENSION = "headrace_runtime.engine.replay_worker.Extension"
+LOAD_FORMATS: Mapping[str, str] = {
+    "Safetensors": "safetensors",
+    "Streamer": "runai_streamer",
+    "FastSafetensors": "fastsafetensors",
+}
+"""By `Model.loader`; what each needs beside vLLM is in `node/preflight.py`."""
 CPU_KV_CACHE_BYTES = 512 * 1024**2
 """vLLM would take 4 GiB or more. 23 000 tokens of a model of 135 M parameters."""
 
 OWNED_ENV = frozenset(
-    {"VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"}
+    {
+        *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_HOST_IP"),
+        *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
+    }
 )
 
 KV_ROLES: Mapping[RoleName, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_consumer"}
@@ -60,8 +70,9 @@ class Command:
     """Added to the environment of the process, before Python starts in it: libraries read some of it while loading."""
 
 
-def command(contract: NodeContract, place: Place) -> Command:
-    """How to start the engine of this pod. Raises ClashError."""
+def command(contract: NodeContract, place: Place, weights: str | None = None) -> Command:
+    """How to start the engine of this pod. `weights`: their digest, without which KV blocks are not kept on disk.
+    Raises ClashError."""
     engine = contract.engine
     refuse_clashes(engine)
     options: dict[str, Scalar] = {
@@ -82,13 +93,11 @@ def command(contract: NodeContract, place: Place) -> Command:
         env |= _transfer_environment(engine, place)
     if engine.kv_events:
         options["kv-events-config"] = _events_config(place)
+    if engine.lora is not None:
+        options |= _lora(engine.lora)
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # routes that no client reaches: see gateway/request.py
     options |= _defaults(engine) | engine.extra_args
     return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
-
-
-def launch_argv(python: str, launch: Command, device: str) -> tuple[str, ...]:
-    """The program to run, with `launch.env`: the zygote on CPU, which is then told `launch.argv`; else the engine."""
-    return (python, *ZYGOTE) if device == CPU else (python, *SERVE, *launch.argv)
 
 
 def refuse_clashes(engine: Engine) -> None:
@@ -104,7 +113,7 @@ def refuse_clashes(engine: Engine) -> None:
 def _model(contract: NodeContract) -> dict[str, Scalar]:
     engine = contract.engine
     options: dict[str, Scalar | None] = {
-        "load-format": "safetensors" if contract.model.loader == "Safetensors" else None,
+        "load-format": LOAD_FORMATS.get(contract.model.loader),
         "dtype": None if engine.dtype == "auto" else engine.dtype,
         "max-model-len": engine.max_model_len,
         "quantization": engine.quantization,
@@ -112,6 +121,16 @@ def _model(contract: NodeContract) -> dict[str, Scalar]:
         "kv-cache-memory-bytes": engine.kv_cache_bytes,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _lora(lora: Lora) -> dict[str, Scalar]:
+    """Twice the room in host memory: requests under way still need an adapter that was unloaded, or replaced."""
+    return {
+        "enable-lora": True,
+        "max-loras": lora.max_adapters,
+        "max-cpu-loras": 2 * lora.max_adapters,
+        "max-lora-rank": lora.max_rank,
+    }
 
 
 def _parallelism(sizes: Parallelism) -> dict[str, Scalar]:

@@ -18,10 +18,24 @@ def installed(package: str) -> str | None:
         return None
 
 
-def lacks(contract: NodeContract, vllm: str | None, ray: str | None) -> Verdict | None:
-    """What the image lacks; None if nothing."""
+LOADERS = {"Streamer": "runai-model-streamer", "FastSafetensors": "fastsafetensors"}
+"""The distribution that each `Model.loader` needs beside vLLM."""
+
+
+def loader_version(contract: NodeContract) -> str | None:
+    """Of the distribution that the contract's loader needs. None: it is not there, or none is needed."""
+    package = LOADERS.get(contract.model.loader)
+    return installed(package) if package else None
+
+
+def lacks(contract: NodeContract, vllm: str | None, ray: str | None, loader: str | None = None) -> Verdict | None:
+    """What the image lacks, by the versions that are installed; None if nothing."""
     if vllm is None:
         return Verdict("EngineMissing", "the image has no vLLM; set spec.engine.image to one that carries vllm and ray")
     if contract.ray is not None and ray is None:
         return Verdict("RayMissing", "the image has no Ray; set spec.engine.image to one that carries vllm and ray")
+    package = LOADERS.get(contract.model.loader)
+    if package is not None and loader is None:
+        fix = "set spec.engine.image to one that carries it, or spec.model.loader to Auto"
+        return Verdict("LoaderMissing", f"spec.model.loader {contract.model.loader} needs {package}: {fix}")
     return None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
 from headrace_runtime.node.output import Output
-from headrace_runtime.node.preflight import installed, lacks
+from headrace_runtime.node.preflight import installed, lacks, loader_version
 from headrace_runtime.node.process import Children
 from headrace_runtime.node.raylet import Raylet
 from headrace_runtime.node.readiness import Client, Intervals
@@ -35,12 +36,13 @@ async def _serve(contract: NodeContract, place: Place) -> None:
     children = Children()
     children.adopt_orphans()
     children.guard()
-    image = Image(installed("vllm"), lacks(contract, installed("vllm"), installed("ray")))
+    image = Image(installed("vllm"), lacks(contract, installed("vllm"), installed("ray"), loader_version(contract)))
     output = Output(run_dir / "engine.log")
     raylet = Raylet(children, contract.ray, place, installed("ray") or "") if contract.ray and not image.lacks else None
     async with aiohttp.ClientSession(trust_env=False) as session:
         client = Client(session, f"http://{place.address}:{place.engine_port}", contract.model.served_name)
-        parts = EngineParts(_launcher(contract, place, children), client, output, Intervals())
+        command = partial(arguments.command, contract, place)
+        parts = EngineParts(command, _launcher(contract, place, children), client, output, Intervals())
         agent = Agent(contract, place, image, parts, raylet)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.drain)
@@ -54,8 +56,7 @@ async def _serve(contract: NodeContract, place: Place) -> None:
 
 
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:
-    command = arguments.command(contract, place)
-    program = arguments.launch_argv(sys.executable, command, contract.engine.device)
+    env = arguments.command(contract, place).env
     if contract.engine.device == arguments.CPU:
-        return ZygoteLauncher(children, program, command)
-    return PlainLauncher(children, program, command.env)
+        return ZygoteLauncher(children, (sys.executable, *arguments.ZYGOTE), env)
+    return PlainLauncher(children, (sys.executable, *arguments.SERVE))
