@@ -101,13 +101,6 @@ def test_extra_options_come_last_and_once_in_the_order_given(extra: dict[str, bo
     ]
 
 
-def test_same_command_reaches_a_gpu_as_vllm_serve_and_a_cpu_through_the_zygote() -> None:
-    launch = arguments.command(contract(), PLACE)
-    program = ("python3", "-m", "vllm.entrypoints.cli.main", "serve", *launch.argv)
-    assert arguments.launch_argv("python3", launch, "nvidia.com/gpu") == program
-    assert arguments.launch_argv("python3", launch, "cpu") == ("python3", "-m", "headrace_runtime.engine.zygote")
-
-
 @pytest.mark.parametrize(
     ("address", "events"),
     [("10.0.0.7", "tcp://10.0.0.7:5557"), ("fd00::7", "tcp://[fd00::7]:5557"), ("127.0.0.3", "ipc:///run/e/kv-events")],

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from headrace_runtime.contract import Backoff, Engine, Integrity, Model, NodeContract, NodeState, Place
+from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.decide import Verdict
 from headrace_runtime.node.engine import EngineParts
@@ -90,8 +91,8 @@ async def running(
     argv = ["--port", str(place.engine_port), "--model", "m", *options] if program is FAKE else []
     engine_url = f"http://127.0.0.1:{place.engine_port}"
     async with aiohttp.ClientSession() as session:
-        launcher = PlainLauncher(children, [*program, *argv], {})
-        parts = EngineParts(launcher, Client(session, engine_url, "m"), output, QUICK)
+        launcher, command = PlainLauncher(children, program), Command(tuple(argv), {})
+        parts = EngineParts(lambda _weights: command, launcher, Client(session, engine_url, "m"), output, QUICK)
         agent = Agent(contract, place, Image("0.32.0", lacks), parts)
         runner = await listen(application(agent), place)
         task = asyncio.create_task(agent.run())

@@ -54,13 +54,13 @@ async def children() -> Children:
 
 
 def launcher(children: Children, **env: str) -> ZygoteLauncher:
-    return ZygoteLauncher(children, [sys.executable, "-c", SCRIPT], Command(COMMAND.argv, {**COMMAND.env, **env}))
+    return ZygoteLauncher(children, [sys.executable, "-c", SCRIPT], env)
 
 
 async def test_an_engine_is_forked_with_its_words_and_environment(children: Children, tmp_path: Path) -> None:
     zygote = launcher(children)
     await zygote.warm()
-    engine = await zygote.launch(tmp_path / "log")
+    engine = await zygote.launch(COMMAND, tmp_path / "log")
     while "hello" not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
         await asyncio.sleep(0.02)
     assert (tmp_path / "log").read_text() == "model --port=8000 hello"
@@ -71,11 +71,11 @@ async def test_an_engine_is_forked_with_its_words_and_environment(children: Chil
 
 async def test_the_second_engine_comes_from_the_same_parent(children: Children, tmp_path: Path) -> None:
     zygote = launcher(children)
-    first = await zygote.launch(tmp_path / "log")
+    first = await zygote.launch(COMMAND, tmp_path / "log")
     parent = zygote._zygote
     await first.kill()
     await first.ended
-    second = await zygote.launch(tmp_path / "log")
+    second = await zygote.launch(COMMAND, tmp_path / "log")
     assert zygote._zygote is parent
     assert second.pid != first.pid
     await zygote.close()
@@ -83,12 +83,12 @@ async def test_the_second_engine_comes_from_the_same_parent(children: Children, 
 
 async def test_an_engine_ends_with_its_parent_and_the_next_gets_a_new_one(children: Children, tmp_path: Path) -> None:
     zygote = launcher(children)
-    engine = await zygote.launch(tmp_path / "log")
+    engine = await zygote.launch(COMMAND, tmp_path / "log")
     assert zygote._zygote
     os.kill(zygote._zygote.program.pid, signal.SIGKILL)
     assert await engine.ended == "ended with its parent"
     assert await engine.kill()
-    another = await zygote.launch(tmp_path / "log")
+    another = await zygote.launch(COMMAND, tmp_path / "log")
     assert another.pid != engine.pid
     await zygote.close()
 
@@ -96,7 +96,7 @@ async def test_an_engine_ends_with_its_parent_and_the_next_gets_a_new_one(childr
 async def test_a_parent_that_cannot_import_the_engine_is_told(children: Children, tmp_path: Path) -> None:
     zygote = launcher(children, BROKEN="1")
     with pytest.raises(LaunchError, match="the engine's parent ended with exit code 4"):
-        await zygote.launch(tmp_path / "log")
+        await zygote.launch(COMMAND, tmp_path / "log")
     await zygote.close()
 
 

@@ -100,6 +100,11 @@ def command(contract: NodeContract, place: Place, weights: str | None = None) ->
     return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
 
 
+def zygote_argv(python: str, engine: Engine) -> tuple[str, ...]:
+    """The program of the warm parent, with the modules that this engine imports and not all do."""
+    return (python, *ZYGOTE, CONNECTOR_MODULE) if engine.transfer is not None else (python, *ZYGOTE)
+
+
 def refuse_clashes(engine: Engine) -> None:
     for option in engine.extra_args:
         if (owned := owned_option(option)) is not None:

@@ -202,7 +202,7 @@ class Agent:
         self._restarts = self._starts
         self._starts += 1
         self._ready_seconds = None
-        self._engine = EngineLife(self._parts, self._now)
+        self._engine = EngineLife(self._parts, self._weights.state and self._weights.state.digest, self._now)
 
     async def _kill(self, decision: Decision, now: float) -> None:
         assert self._engine

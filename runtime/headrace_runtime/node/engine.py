@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 
+from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.decide import EngineSeen
 from headrace_runtime.node.launch import Launcher, LaunchError
 from headrace_runtime.node.output import Output
@@ -21,6 +22,8 @@ from headrace_runtime.node.readiness import Client, Health, Intervals, watch, wa
 class EngineParts:
     """What every life of the pod's engine is made of."""
 
+    command: Callable[[str | None], Command]
+    """What starts it, by the digest of the weights; None where nobody read them."""
     launcher: Launcher
     client: Client
     output: Output
@@ -30,8 +33,9 @@ class EngineParts:
 class EngineLife:
     """Starts an engine at once; `seen` tells how it is."""
 
-    def __init__(self, parts: EngineParts, now: Callable[[], float]) -> None:
-        self._parts, self._now = parts, now
+    def __init__(self, parts: EngineParts, weights: str | None, now: Callable[[], float]) -> None:
+        """`weights`: their digest, where they were read."""
+        self._parts, self._weights, self._now = parts, weights, now
         self._started_at = now()
         self._health = Health()
         self._ended = ""
@@ -95,8 +99,9 @@ class EngineLife:
         return await self._program.kill()
 
     async def _run(self) -> None:
+        parts = self._parts
         try:
-            self._program = await self._parts.launcher.launch(self._parts.output.path)
+            self._program = await parts.launcher.launch(parts.command(self._weights), parts.output.path)
         except LaunchError as error:
             self._ended = f"did not start: {error}"
             return

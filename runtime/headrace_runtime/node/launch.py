@@ -26,7 +26,7 @@ class Launcher(Protocol):
     async def warm(self) -> None:
         """Do ahead of the first launch what can be; done again by `launch` if it failed."""
 
-    async def launch(self, output: Path) -> Program:
+    async def launch(self, command: Command, output: Path) -> Program:
         """Start the engine, its output going to `output`. Raises LaunchError."""
 
     async def close(self) -> None:
@@ -34,21 +34,22 @@ class Launcher(Protocol):
 
 
 class PlainLauncher:
-    """Runs `argv` each time: where a device must not be inherited through a fork."""
+    """Runs a program anew each time: where a device must not be inherited through a fork."""
 
-    def __init__(self, children: Children, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """`env` is added to the agent's own."""
-        self._children, self._argv, self._env = children, argv, {**os.environ, **env}
+    def __init__(self, children: Children, program: Sequence[str]) -> None:
+        """`program`: the words before those of the engine's command."""
+        self._children, self._program = children, program
 
     async def warm(self) -> None:
         return
 
-    async def launch(self, output: Path) -> Program:
+    async def launch(self, command: Command, output: Path) -> Program:
         descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+        argv, env = [*self._program, *command.argv], {**os.environ, **command.env}
         try:
-            return self._children.start(self._argv, self._env, stdout=descriptor, stderr=descriptor)
+            return self._children.start(argv, env, stdout=descriptor, stderr=descriptor)
         except OSError as error:
-            raise LaunchError(f"{self._argv[0]} cannot be started: {error.strerror}") from error
+            raise LaunchError(f"{argv[0]} cannot be started: {error.strerror}") from error
         finally:
             os.close(descriptor)
 
@@ -59,10 +60,10 @@ class PlainLauncher:
 class ZygoteLauncher:
     """Keeps one warm parent and has it fork the engine. A parent that ended is replaced at the next launch."""
 
-    def __init__(self, children: Children, program: Sequence[str], command: Command) -> None:
-        """`program` is the parent's own command line; `command` is the engine's, and both get its environment."""
-        self._children, self._program, self._command = children, program, command
-        self._env = {**os.environ, **command.env}
+    def __init__(self, children: Children, program: Sequence[str], env: Mapping[str, str]) -> None:
+        """`program` is the parent's own command line; `env` is added to its environment."""
+        self._children, self._program = children, program
+        self._env = {**os.environ, **env}
         self._zygote: _Zygote | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -71,11 +72,11 @@ class ZygoteLauncher:
             if self._zygote is None or self._zygote.program.ended.done():
                 self._zygote = await _Zygote.start(self._children, self._program, self._env)
 
-    async def launch(self, output: Path) -> Program:
+    async def launch(self, command: Command, output: Path) -> Program:
         await self.warm()
         zygote = self._zygote
         assert zygote is not None
-        order = {"argv": list(self._command.argv), "env": dict(self._command.env), "log": str(output)}
+        order = {"argv": list(command.argv), "env": dict(command.env), "log": str(output)}
         return await zygote.fork(order)
 
     async def close(self) -> None:

@@ -58,5 +58,5 @@ async def _serve(contract: NodeContract, place: Place) -> None:
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:
     env = arguments.command(contract, place).env
     if contract.engine.device == arguments.CPU:
-        return ZygoteLauncher(children, (sys.executable, *arguments.ZYGOTE), env)
+        return ZygoteLauncher(children, arguments.zygote_argv(sys.executable, contract.engine), env)
     return PlainLauncher(children, (sys.executable, *arguments.SERVE))
