@@ -26,8 +26,13 @@ class Integrity(Frozen):
     """Digest of the whole folder (`sha256:…`; `node/weights.py`), pinned at the first load. None: pin what is met."""
     signer_key_file: str | None = None
     """Public key (PEM) of an OpenSSF model-signing bundle that lies beside the weights. None: no signature is asked."""
+    allow_pickle: bool = False
+    """Whether files may be there that run code when they are loaded (`node/unsafe.py`)."""
+    trust_unchanged: Literal["Never", "Boot"] = "Never"
+    """Boot: of a fetched model, files that are as they were when this machine's boot wrote them are not read again
+    (`models/record.py`). Whoever may write the node's cache could forge that."""
     rescan_seconds: float | None = None
-    """How often the files are read and compared again while they are served. None: never."""
+    """How long after one reading the files are read and compared again while they are served. None: never."""
 
 
 class ModelCache(Frozen):

@@ -8,7 +8,8 @@ Phase = Literal[
     "Waiting", "FetchingWeights", "VerifyingWeights", "StartingEngine", "Ready", "BackOff", "Draining", "Failed"
 ]
 Reason = Literal[
-    "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "SignatureInvalid", "DigestMismatch",
+    "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "FilesDamaged", "SignatureInvalid",
+    "DigestMismatch",
     "EngineMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
     "RestartBudgetSpent",
 ]  # fmt: skip
@@ -20,9 +21,13 @@ class WeightsState(Frozen):
     bytes_total: int = 0
     bytes_read: int = 0
     verified: bool | None = None
-    """None: not decided yet. False stands beside reason DigestMismatch (Enforce) or alone (Warn)."""
+    """None: not decided yet. With Enforce no engine runs on files for which it is False; with Warn it does."""
+    reason: Reason = ""
+    """Why it is False: UnsafeFiles, FilesDamaged, SignatureInvalid or DigestMismatch."""
     problems: tuple[str, ...] = ()
     """At most ten, a file each."""
+    notes: tuple[str, ...] = ()
+    """What is no problem and should be known, such as code that the engine runs from the model's folder."""
     fetched: int = 0
     """Bytes that came from the source so far, of `fetch_total`; both 0 where nothing is fetched."""
     fetch_total: int = 0
