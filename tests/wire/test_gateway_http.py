@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from headrace_runtime.gateway.http import PIPELINED, Answer, Limits, Request, Server
+from headrace_runtime.gateway.connection import PIPELINED
+from headrace_runtime.gateway.http import Answer, Limits, Request
+from headrace_runtime.gateway.port import Server
 
 LIMITS = Limits(head_bytes=4096, body_bytes=1000, head_seconds=0.2, body_seconds=0.2, idle_seconds=0.2)
 

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from headrace_runtime.gateway.http import SMALL_BYTES, Answer, Limits, Request, Server
+from headrace_runtime.gateway.connection import SMALL_BYTES
+from headrace_runtime.gateway.http import Answer, Limits, Request
+from headrace_runtime.gateway.port import Server
 
 LARGE = 3 * SMALL_BYTES
 LIMITS = Limits(body_bytes=10 * LARGE, held_bytes=2 * LARGE + SMALL_BYTES)

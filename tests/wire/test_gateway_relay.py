@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_runtime.gateway.http import Answer, Request, Server
+from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.kept import bodies, chunk
+from headrace_runtime.gateway.port import Server
 from headrace_runtime.gateway.upstream import Connection, EngineError, Exchange, Pool, are_whole_chunks, notice_loss
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -14,9 +14,10 @@ import time
 from contextlib import AsyncExitStack
 
 from headrace_runtime.gateway import assemble, errors
-from headrace_runtime.gateway.errors import RequestError
+from headrace_runtime.gateway.ask import First
+from headrace_runtime.gateway.errors import EngineAnsweredError, RequestError
 from headrace_runtime.gateway.http import Answer
-from headrace_runtime.gateway.journey import EngineAnsweredError, First, Journey, backoff, served_by
+from headrace_runtime.gateway.journey import Journey, backoff, served_by
 from headrace_runtime.gateway.kept import Allowance, Kept
 from headrace_runtime.gateway.relay import Relay
 from headrace_runtime.gateway.request import Facts, continuation

@@ -45,6 +45,16 @@ class RequestError(Exception):
         return found
 
 
+class EngineAnsweredError(Exception):
+    """No engine gave a first token, and the last one said why: its `status` and `body` are the answer."""
+
+    def __init__(self, error: RequestError, status: int, body: bytes) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.status = status
+        self.body = body
+
+
 _REFUSALS: dict[Cause, tuple[int, str, str]] = {
     "key_requests": (429, "requests", "This key may send {limit} requests per minute."),
     "key_tokens": (429, "tokens", "This key may use {limit} tokens per minute."),

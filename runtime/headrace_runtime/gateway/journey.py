@@ -10,22 +10,23 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
 from headrace_runtime.contract import Endpoint, GatewayContract, Resume
-from headrace_runtime.gateway import assemble, errors
+from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.affinity import Affinity
-from headrace_runtime.gateway.errors import RequestError
-from headrace_runtime.gateway.fleet import Fleet, Watch
+from headrace_runtime.gateway.ask import First, Question
+from headrace_runtime.gateway.errors import EngineAnsweredError
+from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.request import Facts, body_with_token_ids, decode_body, prefill_body
 from headrace_runtime.gateway.routing import FETCH_WEIGHT, Choice, Need, explain, rank
 from headrace_runtime.gateway.telemetry import Record, Telemetry
-from headrace_runtime.gateway.upstream import Cause, EngineError, Exchange, Pool
+from headrace_runtime.gateway.upstream import Cause, EngineError, Pool
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +46,6 @@ Transfer = dict[str, Any]
 Phase = Literal["prefill", "decode"]
 
 
-class EngineAnsweredError(Exception):
-    """No engine gave a first token, and the last one said why: its `status` and `body` are the answer."""
-
-    def __init__(self, error: RequestError, status: int, body: bytes) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.status = status
-        self.body = body
-
-
 @dataclass(frozen=True, slots=True)
 class Means:
     """What every journey of a gateway shares."""
@@ -68,16 +59,6 @@ class Means:
     affinity: Affinity
 
 
-@dataclass(frozen=True, slots=True)
-class First:
-    """An engine's answer up to its first token: an error (4xx), a whole answer, or (`streaming`) the begin of one."""
-
-    exchange: Exchange
-    status: int
-    payload: bytes
-    streaming: bool
-
-
 class Journey:
     """One request under way: what was tried, and whether it may still be split."""
 
@@ -88,6 +69,8 @@ class Journey:
         self.resume: Resume | None = means.contract.resume if facts.resumable else None
         """How the answer goes on when its engine is lost; None where it does not."""
         self._contract = means.contract
+        headers = (("x-request-id", record.request_id), *facts.trace)
+        self._question = Question(facts, means.fleet, means.pool, headers)
         self._decode: Endpoint | None = None
         long_enough = facts.prompt_tokens >= means.contract.min_prompt_tokens or facts.canary is not None
         self._split = facts.splittable and long_enough
@@ -131,7 +114,7 @@ class Journey:
                 self._learn(first)
                 if first.status == 200 and self.facts.computed:
                     self.means.fleet.gave_token(choice.decode)
-                with self._watched(choice.decode, first.exchange, self.facts.computed):
+                with self._question.watched(choice.decode, first.exchange, self.facts.computed):
                     yield first
                 return
         if last is None:
@@ -293,7 +276,7 @@ class Journey:
         """Ask one engine. Raises EngineError, noted."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._ask_twice(engine, body, streamed)
+                return await self._question.ask(engine, body, streamed)
         except TimeoutError:
             failure = EngineError("timeout", f"no token within {seconds} s")
         except EngineError as error:
@@ -312,70 +295,12 @@ class Journey:
         if failure.status != NOT_IMPLEMENTED:
             self.means.fleet.failed(engine, failure.cause)
 
-    async def _ask_twice(self, engine: Endpoint, body: bytes, streamed: bool) -> First:
-        """The engine may close an idle connection just as we write on it: that says nothing of the engine."""
-        pool, path = self.means.pool, self.facts.path
-        headers = (("x-request-id", self.record.request_id), *self.facts.trace)
-        exchange = await pool.post(engine.url, path, body, headers)
-        try:
-            return await self._begin(engine, exchange, streamed)
-        except EngineError as error:
-            if not exchange.reused or exchange.status or error.cause != "reset":
-                raise
-        return await self._begin(engine, await pool.post(engine.url, path, body, headers, fresh=True), streamed)
-
-    async def _begin(self, engine: Endpoint, exchange: Exchange, streamed: bool) -> First:
-        with self._guarded(engine, exchange):
-            await exchange.head()
-            if exchange.status != 200 or not streamed:
-                return _whole(exchange, exchange.status, await exchange.whole())
-            payload = await exchange.first_event()
-            while not (exchange.complete or assemble.begun(self.facts.path, payload)):
-                payload += await exchange.first_event()
-            error = assemble.error_of(payload)
-            if error is None:
-                return First(exchange, 200, payload, streaming=True)
-            exchange.abort()
-            return _whole(exchange, *error, cause="error_event")
-
     async def _collect(self, engine: Endpoint, first: First) -> First:
-        """The rest of a streamed answer, as the one piece that the client asked for."""
-        if not first.streaming:
-            return first
         try:
-            with self._guarded(engine, first.exchange):
-                stream = first.payload + await first.exchange.whole()
-            return First(first.exchange, 200, assemble.one_answer(self.facts.path, stream), streaming=False)
-        except ValueError as error:
-            failure = EngineError("error_event", str(error))
-        except EngineError as error:
-            failure = error
-        self._note(failure, engine, "decode")
-        raise failure
-
-    @contextmanager
-    def _guarded(self, engine: Endpoint, exchange: Exchange) -> Iterator[None]:
-        """Close the exchange when this ends badly; end it when the engine goes or hangs."""
-        try:
-            with self._watched(engine, exchange, self.facts.begun_by_engine):
-                yield
-        except BaseException:
-            exchange.abort()
+            return await self._question.collect(engine, first)
+        except EngineError as failure:
+            self._note(failure, engine, "decode")
             raise
-
-    def _watched(self, engine: Endpoint, exchange: Exchange, proves: bool) -> AbstractContextManager[None]:
-        """`proves`: what the engine sends shows that it computes."""
-        silent = EngineError("silent", f"{engine.name} is gone, or owed an answer and sent nothing")
-        tokens = self.facts.prompt_tokens if self.facts.computed else None
-        watch = Watch(exchange, lambda: exchange.fail(silent), tokens, exchange.beats, proves)
-        return self.means.fleet.watching(engine, watch)
-
-
-def _whole(exchange: Exchange, status: int, payload: bytes, cause: Cause = "status") -> First:
-    """An answer in one piece. Raises EngineError for 5xx: another engine may do better."""
-    if status >= 500:
-        raise EngineError(cause, f"HTTP {status}", status, payload)
-    return First(exchange, status, payload, streaming=False)
 
 
 def _transfer_of(first: First) -> Transfer | None:

@@ -31,8 +31,9 @@ from headrace_runtime.gateway.discovery import publish_fixed, watch_file, watch_
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
-from headrace_runtime.gateway.http import Answer, Limits, Request, Routes, Server
+from headrace_runtime.gateway.http import Answer, Limits, Request, Routes
 from headrace_runtime.gateway.kvevents import follow
+from headrace_runtime.gateway.port import Server
 from headrace_runtime.gateway.reload import ContractFile, Live, Reloader, Result, What
 from headrace_runtime.gateway.request import ROUTES
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output

@@ -1,7 +1,7 @@
 """Requests begin a few at a time: thousands that come together leave turns of the event loop to the streams under way.
 
 A loop reads all its sockets before it writes to any, and runs all tasks that are ready before it reads again. Used by
-`http.py` for every request; costs nothing while few come.
+`connection.py` for every request; costs nothing while few come.
 """
 
 import asyncio
