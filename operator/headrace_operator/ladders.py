@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import NamedTuple
 
 from headrace_operator import names
+from headrace_operator.adapters import adapter_statuses
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import Problem, sentence
+from headrace_operator.api.status import AdapterStatus
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
 from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
 
@@ -64,6 +66,14 @@ class Known:
         if before.revision is None or before.revision.current is None or not before.roles:
             return None
         return Wanted(before.revision.current, {role.name: role.desired for role in before.roles})
+
+    @property
+    def adapters(self) -> tuple[AdapterStatus, ...]:
+        """The LoRA adapters of the spec, as the engines say; as they were last reported while the spec is not valid."""
+        if self.subject is None or self.wanted is None:
+            return self.previous.model.adapters if self.previous.model else ()
+        listed = [adapter.name for adapter in self.subject.spec.model.adapters]
+        return adapter_statuses(listed, self.observed.engines(), self.wanted.engines, self.subject.pinned_adapters)
 
     @property
     def suspended(self) -> bool:
@@ -315,6 +325,9 @@ def degraded(known: Known) -> Judgement:
     found = [b for b in blockers(known.observed.pods) if b.reason in HARD]
     if found:
         return Judgement("True", found[0].reason, listed(found))
+    lacking = [f"adapter {adapter.name}: {adapter.message}" for adapter in known.adapters if adapter.message]
+    if lacking:
+        return Judgement("True", Reason.ADAPTER_FAILED, "; ".join(lacking[:SHOWN]))
     served = known.previous.canary is not None
     short = shortages(known)
     if served and short and not known.suspended:

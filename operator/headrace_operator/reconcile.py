@@ -16,6 +16,7 @@ from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDep
 from headrace_operator.apply import apply_and_prune
 from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
 from headrace_operator.desired import contracts, desired_objects, kept
+from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
 from headrace_operator.ladders import Known, canary_due, progressing, ray_ready, rolled_out, shortages
 from headrace_operator.observe import observe
@@ -74,7 +75,8 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     digest = contracts.pinned_digest(
         observed.children, previous.model.digest if previous.model else None, valid.model.source
     )
-    subject = Subject(ref, known.generation, valid, world.defaults, digest, observed.manifest)
+    adapters = pinned_digests(observed.children, previous.model.adapters if previous.model else (), valid)
+    subject = Subject(ref, known.generation, valid, world.defaults, digest, adapters, observed.manifest)
     plan = make_plan(valid, observed)
     known = replace(known, subject=subject, plan=plan)
     if not valid.paused and not known.manifest_missing:
@@ -149,4 +151,6 @@ def _answer(known: Known) -> Look:
     # Ray joins after the engines are ready, and nothing in Kubernetes tells of it.
     whole = rolled_out(known) and ray_ready(known).status == "True"
     settled = whole and not shortages(known) and progressing(known).status == "False"
+    # Nor of adapters, which a running engine loads.
+    settled = settled and all(adapter.ready >= adapter.expected for adapter in known.adapters)
     return Look() if settled else Look(STARTING_SECONDS)

@@ -6,6 +6,7 @@ observe → `Observed` → plan → `Plan` → desired → objects → apply →
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
@@ -40,6 +41,8 @@ class Defaults:
     gateway_image: str
     head_image: str | None = None
     """None: the engine's image, which holds Ray too."""
+    kv_node_bytes: int | None = None
+    """Physical bytes of the KV blocks of all deployments in one folder of a node. None: each has its own limit only."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Subject:
     defaults: Defaults
     pinned_digest: str | None = None
     """Digest of the model's folder that the first load found. None: not loaded yet, or another model since."""
+    pinned_adapters: Mapping[str, str] = field(default_factory=dict)
+    """The same of its adapters, by their names."""
     manifest: Mapping[str, str] | None = None
     """SHA-256 of each file of the model, where the spec names a ConfigMap with them."""
 
@@ -85,6 +90,11 @@ class Pod:
     """Its phase is final: evicted, node lost, out of memory as a whole. It will never run again."""
     ip: str = ""
     node: str = ""
+    created: datetime | None = None
+    kv_slot: str = ""
+    """Of an engine, the slot whose KV blocks it reads and writes. Empty: they do not outlive it."""
+    returns_to: str = ""
+    """The only node that it may start on. Empty: any."""
     blocker: "Blocker | None" = None
     """Why it is not ready, as far as Kubernetes or its agent can say."""
     agent: NodeState | None = None
@@ -149,6 +159,10 @@ class Slot:
     index: int
     born: str = ""
     """The role in its name, where that is another."""
+    kv_slot: str = ""
+    """As in `Pod`."""
+    returns_to: str = ""
+    """As in `Pod`."""
 
     @property
     def home(self) -> str:
@@ -167,6 +181,9 @@ class Plan:
     slots: tuple[Slot, ...]
     keep: frozenset[str] = frozenset()
     """Names of engine pods of other revisions that stay for now."""
+    placement: Mapping[str, str] = field(default_factory=dict)
+    """Where the KV blocks of each slot are, by node: of those that have an engine, and of those that an engine may come
+    back to."""
     head: bool = True
     """Whether the head's pod of this head revision shall exist now. False: the old one must be gone first."""
 

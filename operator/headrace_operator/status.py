@@ -121,14 +121,16 @@ def _model(known: Known) -> ModelStatus:
     found = loaded[0] if len(digests) == 1 else None
     digest = pinned or (found.digest if found else None)
     same = before is not None and before.digest == digest
+    adapters = known.adapters
     served = known.subject.served_name if known.subject else before.served_name if before else None
     if same and before is not None:
-        return before.model_copy(update={"served_name": served})
+        return before.model_copy(update={"served_name": served, "adapters": adapters})
     return ModelStatus(
         served_name=served,
         digest=digest,
         bytes=found.bytes_total if found else None,
         verified_at=known.now if found and found.verified else None,
+        adapters=adapters,
     )
 
 

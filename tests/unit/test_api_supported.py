@@ -60,7 +60,6 @@ SET: dict[str, Any] = {
         "source": "pvc://m",
         "credentialsSecretRef": {"name": "hub"},
         "integrity": {"signature": {"publicKeySecretRef": {"name": "signer"}}, "rescan": "24h"},
-        "adapters": [{"name": "legal", "source": "oci://there/legal"}],
     },
     "engine": {"speculative": {"method": "NGram"}, "weightsOffload": {"cpu": "40Gi"}},
     "executor": "Ray",
@@ -69,7 +68,6 @@ SET: dict[str, Any] = {
         {"name": "decode", "scaling": {"max": 8}},
     ],
     "disaggregation": {"roleChange": {"cooldown": "5s"}},
-    "kvCache": {"host": {"size": "8Gi"}, "disk": {"size": "1Ti", "volume": {"hostPath": "/kv"}}},
     "slo": {"ttft": {"target": "500ms"}},
     "scaling": {
         "mode": "SLO",

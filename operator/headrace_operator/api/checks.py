@@ -22,14 +22,66 @@ Problems = Iterator[Problem]
 
 
 def source(spec: InferenceDeploymentSpec) -> Problems:
-    source = spec.model.source
-    scheme, _, rest = source.partition("://")
-    if scheme == "node" and not re.fullmatch(r"(/[^/]+)+", rest):
-        yield Problem("spec.model.source", f"{source!r} needs an absolute path: write node:///folder/of/the/model")
-    if scheme == "pvc" and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*", rest):
-        yield Problem("spec.model.source", f"{source!r} needs a claim's name and a path: write pvc://claim/path")
-    if scheme in {"node", "pvc"} and {".", ".."} & set(rest.split("/")):
-        yield Problem("spec.model.source", f"{source!r} may not hold . or .. as a folder: write the path out")
+    sources = {"spec.model.source": spec.model.source}
+    sources |= {f"spec.model.adapters[{at}].source": one.source for at, one in enumerate(spec.model.adapters)}
+    if spec.engine.lora is not None and spec.engine.lora.folder is not None:
+        sources["spec.engine.lora.folder"] = spec.engine.lora.folder
+    for path, source in sources.items():
+        scheme, _, rest = source.partition("://")
+        if scheme == "node" and not re.fullmatch(r"(/[^/]+)+", rest):
+            yield Problem(path, f"{source!r} needs an absolute path: write node:///folder/of/the/files")
+        if scheme == "pvc" and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*", rest):
+            yield Problem(path, f"{source!r} needs a claim's name and a path: write pvc://claim/path")
+        if scheme in {"node", "pvc"} and {".", ".."} & set(rest.split("/")):
+            yield Problem(path, f"{source!r} may not hold . or .. as a folder: write the path out")
+
+
+def lora_of_role(spec: InferenceDeploymentSpec) -> Problems:
+    for index, role in enumerate(spec.roles):
+        if role.engine is not None and role.engine.lora is not None:
+            yield Problem(
+                f"spec.roles[{index}].engine.lora", "every engine serves every adapter: set spec.engine.lora alone"
+            )
+
+
+def adapters_have_room(spec: InferenceDeploymentSpec) -> Problems:
+    lora, count = spec.engine.lora, len(spec.model.adapters)
+    if count and lora is None:
+        yield Problem("spec.model.adapters", "engines keep no room for adapters: set spec.engine.lora")
+    elif lora is not None and count > lora.max_adapters:
+        more = "raise it, which starts the engines anew, or remove some"
+        yield Problem(
+            "spec.model.adapters", f"has {count}, spec.engine.lora.maxAdapters is {lora.max_adapters}: {more}"
+        )
+
+
+def adapter_names(spec: InferenceDeploymentSpec) -> Problems:
+    for index, adapter in enumerate(spec.model.adapters):
+        if adapter.name == spec.model.served_name:
+            yield Problem(
+                f"spec.model.adapters[{index}].name", f"{adapter.name} is the model's own name: choose another"
+            )
+
+
+def adapters_in_folder(spec: InferenceDeploymentSpec) -> Problems:
+    folder = spec.engine.lora.folder if spec.engine.lora is not None else None
+    for index, adapter in enumerate(spec.model.adapters):
+        mounted = adapter.source.startswith(("node://", "pvc://"))
+        if mounted and (folder is None or not adapter.source.startswith(f"{folder}/")):
+            below = f"is not below {folder}" if folder else "is in no folder that is mounted"
+            yield Problem(
+                f"spec.model.adapters[{index}].source",
+                f"{adapter.source!r} {below}: set spec.engine.lora.folder above it",
+            )
+
+
+def loader(spec: InferenceDeploymentSpec) -> Problems:
+    on_cpu = [role.name for role in effective_roles(spec) if role.on_cpu]
+    if spec.model.loader == "FastSafetensors" and on_cpu:
+        fix = "use Streamer or Auto"
+        yield Problem(
+            "spec.model.loader", f"FastSafetensors reads into a GPU's memory, and {on_cpu[0]} is on cpu: {fix}"
+        )
 
 
 def role_names(spec: InferenceDeploymentSpec) -> Problems:

@@ -107,6 +107,7 @@ class Reason:
     # Degraded.
     AS_WANTED: Final = "AsWanted"
     BELOW_WANTED: Final = "BelowWanted"
+    ADAPTER_FAILED: Final = "AdapterFailed"
 
     # Ready: a real request through the gateway, answered by the current revision in every role.
     ANSWERED: Final = "Answered"

@@ -47,6 +47,19 @@ class WeightsOffload(Frozen):
     """Host memory for weights, per device."""
 
 
+class Lora(Frozen):
+    """Room for LoRA adapters, which an engine must be started with. Which ones it serves is `spec.model.adapters`, and
+    changes while it runs."""
+
+    max_adapters: int = Field(default=4, ge=1, le=64)
+    """Adapters served at a time, all computed side by side. Each takes device memory, whether there or not."""
+    max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """The greatest rank of an adapter. Device memory is kept for all of this rank."""
+    folder: Annotated[str, Field(max_length=1024, pattern=r"^(pvc|node)://[^\s]+$")] | None = None
+    """A folder that adapters lie in, node:///absolute/path or pvc://claim/path, mounted in every engine's pod. What is
+    put there later can be served without a restart."""
+
+
 class EnvVar(Frozen):
     """One environment variable of the engine's container."""
 
@@ -75,6 +88,8 @@ class Engine(Frozen):
     """Speculative decoding."""
     weights_offload: WeightsOffload | None = None
     """Keep part of the weights in host memory, to run a model larger than device memory."""
+    lora: Lora | None = None
+    """Room for LoRA adapters. None: the engine takes no adapters. Not in a role: every engine serves all of them."""
     extra_args: dict[OptionName, Scalar] = Field(
         default={},
         max_length=64,

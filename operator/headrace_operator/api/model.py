@@ -45,7 +45,8 @@ class Adapter(Frozen):
     name: Name
     """The model name that requests use for this adapter."""
     source: Source
-    """Where the adapter's files are, in the forms of `spec.model.source`."""
+    """Where the adapter's files are, in the forms of `spec.model.source`; node:// and pvc:// below
+    `spec.engine.lora.folder`."""
 
 
 class Model(Frozen):
@@ -63,4 +64,5 @@ class Model(Frozen):
     integrity: Integrity = Integrity()
     """How the weights are checked before an engine may load them."""
     adapters: tuple[Adapter, ...] = Field(default=(), max_length=64, json_schema_extra=list_map("name"))
-    """LoRA adapters served beside the model."""
+    """LoRA adapters served beside the model, by their names. They come and go without a restart; the engines must keep
+    room for them, `spec.engine.lora`."""

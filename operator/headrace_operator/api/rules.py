@@ -8,7 +8,7 @@ cases tests both. Pure; `parse.py` runs the checks, `crd.py` places the CEL.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_operator.api import checks
+from headrace_operator.api import checks, tiers
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
@@ -51,6 +51,16 @@ def _exactly_one(*fields: str) -> str:
     return f"[{', '.join(f'has(self.{field})' for field in fields)}].exists_one(given, given)"
 
 
+def _at_least(field: str, least: str) -> str:
+    """CEL: a quantity is no less than another, an expression. What is no quantity is refused where it stands."""
+    value = f"string({field})"
+    return f"(!isQuantity({value}) || quantity({value}).compareTo({least}) >= 0)"
+
+
+def _quantity(amount: str) -> str:
+    return f"quantity('{amount}')"
+
+
 def _count(device: str, product: str) -> str:
     return f"(!has({device}.count) || {device}.count == {product})"
 
@@ -79,15 +89,62 @@ _RESOURCE = (
 _TENSORS = tuple(_over(f"self.roles[{index}]", "parallelism", "tensor") for index in (0, 1))
 _DTYPES = tuple(_over(f"self.roles[{index}]", "engine", "dtype") for index in (0, 1))
 _ENGINES = ("spec.engine", "spec.roles[].engine")
+_DISK_SIZE = "quantity(string(self.size))"
+_DISK_FITS = (
+    "!isQuantity(string(self.size)) || ("
+    f"(!has(self.volume.claimTemplate) || {_at_least('self.volume.claimTemplate.size', _DISK_SIZE)}) && "
+    "(!has(self.volume.emptyDir) || !has(self.volume.emptyDir.sizeLimit) || "
+    + _at_least("self.volume.emptyDir.sizeLimit", f"{_DISK_SIZE}.add(quantity('{tiers.HEADROOM}'))")
+    + "))"
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
         checks.source,
-        ("spec.model.source",),
+        ("spec.model.source", "spec.model.adapters[].source", "spec.engine.lora.folder"),
         "must be node:///absolute/path or pvc://claim/path, without . or .. as a folder",
         _SOURCE,
     ),
     Rule(checks.manifest, ("spec.model.integrity.manifest",), "set configMapRef", _exactly_one("configMapRef")),
+    Rule(
+        checks.loader,
+        ("spec",),
+        "FastSafetensors reads into a GPU's memory: on cpu use Streamer or Auto",
+        f"self.model.loader != 'FastSafetensors' || (has(self.roles) ? self.roles.all(r, {_RESOURCE} != 'cpu') : "
+        "self.engine.device.resource != 'cpu')",
+        ".model.loader",
+    ),
+    Rule(
+        checks.lora_of_role,
+        ("spec.roles[].engine",),
+        "every engine serves every adapter: set spec.engine.lora alone",
+        "!has(self.lora)",
+        ".lora",
+    ),
+    Rule(
+        checks.adapters_have_room,
+        ("spec",),
+        "adapters need spec.engine.lora, and there may not be more than its maxAdapters",
+        "!has(self.model.adapters) || self.model.adapters.size() == 0 || "
+        "has(self.engine.lora) && self.model.adapters.size() <= self.engine.lora.maxAdapters",
+        ".model.adapters",
+    ),
+    Rule(
+        checks.adapter_names,
+        ("spec.model",),
+        "an adapter may not have the model's own name",
+        "!has(self.servedName) || !has(self.adapters) || self.adapters.all(a, a.name != self.servedName)",
+        ".adapters",
+    ),
+    Rule(
+        checks.adapters_in_folder,
+        ("spec",),
+        "adapters from node:// and pvc:// must be below spec.engine.lora.folder",
+        "!has(self.model.adapters) || self.model.adapters.all(a, "
+        "!a.source.startsWith('node://') && !a.source.startsWith('pvc://') || "
+        "has(self.engine.lora) && has(self.engine.lora.folder) && a.source.startsWith(self.engine.lora.folder + '/'))",
+        ".model.adapters",
+    ),
     Rule(
         checks.role_names,
         ("spec",),
@@ -193,6 +250,41 @@ RULES: tuple[Rule, ...] = (
         ("spec.ray.gcs.volume", "spec.kvCache.disk.volume"),
         "give exactly one of hostPath, claimTemplate, emptyDir",
         _exactly_one("hostPath", "claimTemplate", "emptyDir"),
+    ),
+    Rule(
+        tiers.disk_needs_host,
+        ("spec.kvCache",),
+        "every block passes through host memory: set host.size",
+        "!has(self.disk) || has(self.host)",
+        ".disk",
+    ),
+    Rule(
+        tiers.tier_sizes,
+        ("spec.kvCache",),
+        f"host.size is {tiers.LEAST_HOST} at least, disk.size {tiers.LEAST_DISK}",
+        f"(!has(self.host) || {_at_least('self.host.size', _quantity(tiers.LEAST_HOST))}) && "
+        f"(!has(self.disk) || {_at_least('self.disk.size', _quantity(tiers.LEAST_DISK))})",
+    ),
+    Rule(
+        tiers.disk_fits_volume,
+        ("spec.kvCache.disk",),
+        f"the volume must hold size; a sizeLimit needs {tiers.HEADROOM} more",
+        _DISK_FITS,
+        ".volume",
+    ),
+    Rule(
+        tiers.disk_needs_digest,
+        ("spec",),
+        "blocks are found by the digest of the weights: set model.integrity.policy to Enforce or Warn",
+        "!has(self.kvCache.disk) || self.model.integrity.policy != 'Off'",
+        ".kvCache.disk",
+    ),
+    Rule(
+        tiers.sharing_needs_keys,
+        ("spec",),
+        "Key needs gateway.apiKeysSecretRef",
+        "self.kvCache.sharing != 'Key' || has(self.gateway.apiKeysSecretRef)",
+        ".kvCache.sharing",
     ),
     Rule(
         checks.keys,

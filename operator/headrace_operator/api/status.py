@@ -43,6 +43,21 @@ class RevisionStatus(Reported):
     """The revision that is being rolled out."""
 
 
+class AdapterStatus(Reported):
+    """One LoRA adapter."""
+
+    name: Text
+    """The model name that requests use."""
+    digest: Text | None = None
+    """sha256:… of the adapter's folder."""
+    ready: Count = 0
+    """Engines that serve it with this digest."""
+    expected: Count = 0
+    """Engines that should."""
+    message: Text = ""
+    """What keeps an engine from it, of one that cannot serve it."""
+
+
 class ModelStatus(Reported):
     """The weights that engines have loaded."""
 
@@ -54,6 +69,8 @@ class ModelStatus(Reported):
     """Size of the model's folder."""
     verified_at: Timestamp | None = None
     """When the files were last compared with the digest."""
+    adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=64, json_schema_extra=list_map("name"))
+    """Each LoRA adapter of the spec."""
 
 
 class RayNodes(Reported):

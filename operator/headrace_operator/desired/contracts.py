@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.v1alpha1 import Gateway, Limits
+from headrace_operator.desired.adapters import adapters
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.state import Object, Subject
 from headrace_runtime import contract
@@ -178,12 +179,13 @@ def _model(subject: Subject) -> contract.Model:
     return contract.Model(
         source=model.source,
         served_name=subject.served_name,
-        loader="Safetensors" if model.loader == "Safetensors" else "Auto",
+        loader=model.loader,
         integrity=contract.Integrity(
             policy=model.integrity.policy,
             files=dict(subject.manifest) if checked and subject.manifest is not None else None,
             digest=subject.pinned_digest if checked else None,
         ),
+        adapters=adapters(subject),
     )
 
 
@@ -205,6 +207,9 @@ def _engine(subject: Subject, role: EffectiveRole) -> contract.Engine:
         if split
         else None,
         kv_events=publishes_kv_events(subject, role),
+        lora=contract.Lora(max_adapters=engine.lora.max_adapters, max_rank=engine.lora.max_rank)
+        if engine.lora
+        else None,
         extra_args=dict(engine.extra_args),
         env={variable.name: variable.value for variable in engine.env if variable.value is not None},
     )

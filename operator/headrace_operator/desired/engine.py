@@ -46,7 +46,7 @@ def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Obj
 def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:
     token, token_mount = pods.ray_token(subject.name)
     shm, shm_mount = pods.shared_memory()
-    model, model_mount = model_volume(subject.spec.model.source)
+    model, model_mount = folder_volume("model", subject.spec.model.source, contract.MODEL_MOUNT)
     container = _container(subject, role)
     container["volumeMounts"] += [model_mount, token_mount, shm_mount]
     spec = pods.pod_spec(
@@ -60,6 +60,10 @@ def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:
             shm,
         ],
     )
+    if role.engine.lora and role.engine.lora.folder:
+        folder, folder_mount = folder_volume("adapters", role.engine.lora.folder, contract.ADAPTERS_MOUNT)
+        spec["volumes"].append(folder)
+        container["volumeMounts"].append(folder_mount)
     if role.role.node_selector:
         spec["nodeSelector"] = dict(role.role.node_selector)
     if role.role.tolerations:
@@ -93,16 +97,16 @@ def _container(subject: Subject, role: EffectiveRole) -> Object:
     return container | pods.probes(contract.AGENT_PORT)
 
 
-def model_volume(source: str) -> tuple[Object, Object]:
-    """Volume and mount of the model's folder, read-only. ValueError: a source that no volume can hold."""
-    mount: Object = {"name": "model", "mountPath": contract.MODEL_MOUNT, "readOnly": True}
+def folder_volume(name: str, source: str, path: str) -> tuple[Object, Object]:
+    """Volume and mount of a folder of a node or a claim, read-only. ValueError: a source that no volume can hold."""
+    mount: Object = {"name": name, "mountPath": path, "readOnly": True}
     folder = contracts.node_folder(source)
     if folder is not None:
-        return {"name": "model", "hostPath": {"path": folder, "type": "Directory"}}, mount
+        return {"name": name, "hostPath": {"path": folder, "type": "Directory"}}, mount
     scheme, _, rest = source.partition("://")
     if scheme != "pvc":
-        raise ValueError(f"spec.model.source: {scheme}:// is not a volume")
+        raise ValueError(f"{name}: {scheme}:// is not a volume")
     claim, _, path = rest.partition("/")
     if path.strip("/"):
         mount["subPath"] = path.strip("/")
-    return {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}, mount
+    return {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}, mount

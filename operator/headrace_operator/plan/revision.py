@@ -23,7 +23,7 @@ def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] |
     checks the weights once, so that corrected checksums need new pods.
     """
     words: dict[str, Any] = {
-        "model": _words(spec.model),
+        "model": _words(spec.model, exclude={"adapters"}),  # loaded and unloaded under a running engine
         "engine": _words(spec.engine),
         "parallelism": _words(spec.parallelism),
         "executor": spec.executor,
