@@ -44,7 +44,7 @@ def make(folder: Path) -> None:
     slim.slim(folder / "lib" / "python3.11" / "site-packages")
     # Imports what an engine imports. That proves that the environment works, and leaves the byte code behind: a pod
     # mounts this folder read-only, and would compile for half a minute at each start.
-    modules = "import headrace_runtime.engine.zygote as z, ray, nixl, aiohttp, kubernetes; z.import_vllm()"
+    modules = "import headrace_runtime.engine.zygote as z, ray, nixl, aiohttp, kubernetes; z.import_vllm([])"
     run(folder / "bin" / "python3", "-c", modules, env={"PYTHONPATH": str(RUNTIME), "OMP_NUM_THREADS": "1"})
 
 

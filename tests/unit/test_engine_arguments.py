@@ -107,3 +107,11 @@ def test_extra_options_come_last_and_once_in_the_order_given(extra: dict[str, bo
 )
 def test_the_gateway_connects_to_where_the_engine_publishes(address: str, events: str) -> None:
     assert arguments.kv_events_of(Place(name="e", address=address, run_dir="/run/e")).publish == events
+
+
+def test_the_warm_parent_of_an_engine_that_transfers_blocks_imports_the_connector_ahead():
+    assert arguments.zygote_argv("python3", Engine(transfer=Transfer()))[-1] == arguments.CONNECTOR_MODULE
+
+
+def test_the_warm_parent_of_an_engine_alone_needs_no_connector():
+    assert arguments.zygote_argv("python3", Engine()) == ("python3", *arguments.ZYGOTE)

@@ -1,7 +1,8 @@
 """Starts vLLM engines on CPU in seconds: imports vLLM once, then forks each engine from the warm process.
 
-Run as `python3 -m headrace_runtime.engine.zygote` by the agent (`node/`), one per pod, with the engine's environment
-(`arguments.Command.env`) already set: libraries read some of it while they load (OMP_NUM_THREADS, HF_HUB_OFFLINE).
+Run as `python3 -m headrace_runtime.engine.zygote [MODULE...]` by the agent (`node/`), one per pod; each MODULE is one
+that this engine needs and not all do. The engine's environment (`arguments.Command.env`) is already set: libraries read
+some of it while they load (OMP_NUM_THREADS, HF_HUB_OFFLINE).
 Most of a cold start of `vllm serve` on CPU is importing, twice: in the API server, and in EngineCore, which the CPU
 platform spawns anew. Here both are forks. Not for GPUs: a process must not be forked once CUDA runs in it.
 
@@ -35,7 +36,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NoReturn, TypedDict
 
@@ -44,15 +45,39 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 WARM = (
     "vllm.entrypoints.cli.main",
+    "vllm.entrypoints.cli.benchmark.main",
+    "vllm.entrypoints.cli.launch",
+    "vllm.entrypoints.cli.run_batch",
     "vllm.entrypoints.cli.serve",
     "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.launchers.render.entry",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.generate.api_router",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.scale_out.factories",
+    "vllm.entrypoints.serve.tokenize.api_router",
+    "vllm.model_executor.layers.quantization.online.base",
     "vllm.model_executor.models.llama",
+    "vllm.renderers.hf",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.v1.core.sched.async_scheduler",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.v1.worker.cpu_worker",
+    "headrace_runtime.engine.replay",
+    "headrace_runtime.engine.replay_worker",
+    "compressed_tensors",
+    "model_hosting_container_standards.sagemaker",
+    "pydantic.v1",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
 )
-"""What an API server and an EngineCore on CPU import, by its roots. Leaving one out costs seconds, nothing else."""
+"""What an API server and an EngineCore on CPU import, by its roots: found by asking a started engine what it had loaded
+and this process had not. Leaving one out costs time, nothing else."""
 
 
 class Start(TypedDict):
@@ -190,7 +215,7 @@ def bind_forks_to_their_parents() -> None:
     os.register_at_fork(before=remember, after_in_child=lambda: die_with(parent))
 
 
-def import_vllm() -> None:
+def import_vllm(modules: Sequence[str]) -> None:
     """Import what engines will need, and keep vLLM from starting Pythons anew where there is no CUDA to protect.
 
     `CpuPlatform.check_and_update_config` sets VLLM_WORKER_MULTIPROC_METHOD to spawn whatever the user chose, so the
@@ -200,7 +225,7 @@ def import_vllm() -> None:
     import vllm.utils.system_utils as system  # noqa: PLC0415 - takes seconds, and the tests of `parse` need none of it
 
     system.get_mp_context = lambda: multiprocessing.get_context("fork")
-    for module in WARM:
+    for module in (*WARM, *modules):
         importlib.import_module(module)
     from vllm.model_executor.models import registry  # noqa: PLC0415
 
@@ -213,7 +238,7 @@ def main() -> NoReturn:
     die_with(os.getppid())
     bind_forks_to_their_parents()
     began = time.monotonic()
-    import_vllm()
+    import_vllm(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     zygote = Zygote(orders=0, reports=reports)
