@@ -18,9 +18,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from socket import socket
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -48,6 +50,7 @@ KILL_AFTER = range(50, 250)
 """Tokens that the first of the streams has at the kill."""
 ASK_AGAIN_SECONDS = 0.1
 SERVED_SECONDS = 120.0
+ENDED_SECONDS = 10.0
 COMPLETIONS = "/v1/completions"
 
 COLUMNS = ("engine killed under load", "kills", "streams it wrote", "their wait, s", "lost", "different", "serves, s")
@@ -98,8 +101,20 @@ class Owned:
             os.killpg(group, signal.SIGKILL)
 
     def kill_with_agent(self) -> None:
+        """Gives back once nothing of it holds the port: an engine goes a moment after its agent."""
         os.killpg(self._program.pid, signal.SIGKILL)
         self._life.close()
+        deadline = perf_counter() + ENDED_SECONDS
+        while _listens(self.url):
+            if perf_counter() > deadline:
+                raise RuntimeError(f"the engine at {self.url} outlived its agent by {ENDED_SECONDS:g} s")
+            sleep(0.01)
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    with socket() as probe:
+        return probe.connect_ex((parts.hostname, parts.port)) == 0
 
 
 def _core(group: int) -> int:
@@ -222,7 +237,7 @@ class Bench:
                 step(self._cold.name)
 
     async def _start_cold(self) -> None:
-        self._engines[0].kill_with_agent()
+        await asyncio.to_thread(self._engines[0].kill_with_agent)
         self._engines[0].start()
 
     async def _kill(self, way: Way, front: str, victim: Owned, kill: Callable[[], Any]) -> None:
