@@ -170,37 +170,28 @@ def test_what_came_in_time_of_a_late_load_is_used() -> None:
         until(lambda: not bench.store.open.is_set())
         bench.time.now += 20
         assert bench.ended()[0].good == (b"a",)
-        assert not bench.transfers.breaker.open
+        assert not bench.transfers.hanging
         assert bench.transfers.counts.given_up == 1
     finally:
         bench.store.open.set()
         bench.transfers.close()
 
 
-def test_a_call_that_hangs_opens_the_breaker_and_everything_else_fails_at_once(bench: Bench) -> None:
+def test_while_a_call_hangs_everything_else_fails_at_once_and_then_no_more(bench: Bench) -> None:
+    bench.store.blocks[b"b"] = bytes([7]) * BYTES
     bench.hold()
     bench.transfers.load(1, [b"a"], [0])
     until(bench.reading)
     bench.time.now += 3
     bench.ended()
-    assert bench.transfers.breaker.open
+    assert bench.transfers.hanging
     bench.transfers.load(2, [b"b"], [0])
     bench.transfers.store(3, [b"c"], [0], [0])
     assert {job.job: job.good for job in bench.transfers.poll()} == {2: (), 3: ()}
-
-
-def test_a_probe_closes_the_breaker_once_nothing_hangs(bench: Bench) -> None:
-    bench.hold()
-    bench.transfers.load(1, [b"a"], [0])
-    until(bench.reading)
-    bench.time.now += 3
-    bench.ended()
-    bench.transfers.probe()
-    assert bench.transfers.breaker.open, "a call hangs still"
     bench.store.open.set()
     until(lambda: not bench.reading())
-    bench.transfers.probe()
-    assert not bench.transfers.breaker.open
+    bench.transfers.load(4, [b"b"], [0])
+    assert bench.ended()[0].good == (b"b",)
 
 
 def test_a_store_that_raises_has_no_such_block(bench: Bench) -> None:

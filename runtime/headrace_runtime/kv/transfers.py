@@ -6,7 +6,8 @@ only once it is verified and somebody still wants it. So a job can be given up a
 place for something else, while a thread still hangs in the kernel.
 
 Nothing here grows with a disk that is too slow. Stores beyond a limit are dropped, and so are those that wait too long;
-loads have a deadline; and the first call that takes far too long opens a breaker, which gives up everything at once.
+loads have a deadline; and while one call to the store does not come back, everything is given up at once. What the calls
+that do come back say of the disk is judged by the store itself (`breaker.py`).
 
 Called by `engine/kvtier.py`. Knows neither vLLM nor the format of the store.
 """
@@ -20,8 +21,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-
-from headrace_runtime.kv.breaker import Breaker
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +111,6 @@ class Transfers:
         self._limits = limits
         self._clock = clock
         self.counts = Counts()
-        self.breaker = Breaker()
-        self.last_key: bytes | None = None
-        """Of a block that the store had: something to probe with."""
         self._changed = threading.Condition()
         self._loads: deque[_Task] = deque()
         self._stores: deque[_Task] = deque()
@@ -134,11 +130,11 @@ class Transfers:
     # ---- the engine's side --------------------------------------------------------------------------------------
 
     def load(self, job: int, keys: Sequence[bytes], places: Sequence[int]) -> None:
-        """Read these blocks into their places. While the breaker is open all of them fail at once."""
+        """Read these blocks into their places. While a call hangs all of them fail at once."""
         new = _Job(job, keys, places, None, self._clock(), len(keys))
         with self._changed:
             self._jobs[job] = new
-            if self.breaker.open or not keys:
+            if not keys or self.hanging:
                 self._give_up(new)
                 return
             self._loads.extend((new, index) for index in range(len(keys)))
@@ -150,7 +146,7 @@ class Transfers:
         store = self._store()
         with self._changed:
             self._jobs[job] = new
-            room = 0 if store is None or self.breaker.open else self._limits.waiting_stores - len(self._stores)
+            room = 0 if store is None or self.hanging else self._limits.waiting_stores - len(self._stores)
             if not keys:
                 self._end(new)
             for index, key in enumerate(keys):
@@ -177,28 +173,18 @@ class Transfers:
         """Whether a job has not been polled yet."""
         return bool(self._jobs or self._finished)
 
+    @property
+    def hanging(self) -> bool:
+        """Whether a call to the store takes far too long, and has not come back yet."""
+        now, calls = self._clock(), list(self._calls.values())  # a list at once: threads come and go without the lock
+        return any(now - began > allowed for began, allowed in calls)
+
     def settle(self) -> None:
         """Return once no thread will touch host memory for any job submitted so far. Their ends are left to `poll`."""
         with self._changed:
             while self._jobs:
                 self._expire(self._clock())
                 self._changed.wait(0.05)
-
-    def probe(self) -> None:
-        """Read a block for no one, and close the breaker if that was quick and nothing else hangs. Blocks: not for the
-        engine's thread."""
-        store, key, began = self._store(), self.last_key, self._clock()
-        well = store is not None
-        try:
-            if store is not None and key is not None:
-                store.get(key, memoryview(bytearray(self._bytes)))
-        except Exception:
-            log.exception("the store of KV blocks failed")
-            well = False
-        with self._changed:
-            now = self._clock()
-            well = well and now - began <= self._limits.call_seconds and not self._hanging(now)
-            self.breaker.probed(now, well=well)
 
     def close(self, seconds: float = 5.0) -> None:
         """End the threads. Blocks that wait for a writer are lost; those being written have some seconds left."""
@@ -215,17 +201,11 @@ class Transfers:
     # ---- deadlines; all with the lock held ----------------------------------------------------------------------
 
     def _expire(self, now: float) -> None:
-        limits = self._limits
-        if self._hanging(now):
-            self.breaker.trip(now)
+        limits, hanging = self._limits, self.hanging
         for job in list(self._jobs.values()):
             late = now - job.began > (limits.load_seconds if job.depths is None else limits.store_seconds)
-            if late or self.breaker.open:
+            if late or hanging:
                 self._give_up(job)
-
-    def _hanging(self, now: float) -> bool:
-        calls = list(self._calls.values())  # at once: threads come and go without the lock
-        return any(now - began > allowed for began, allowed in calls)
 
     def _give_up(self, job: _Job) -> None:
         """Nothing more is done for the job. A copy under way ends it a moment later."""
@@ -269,9 +249,7 @@ class Transfers:
         with self._changed:
             if job.over:
                 return
-            if good:
-                self.last_key = key
-                job.copying += 1
+            job.copying += good
         if good:
             ctypes.memmove(self._base + job.places[index], _address(buffer), self._bytes)
         with self._changed:
@@ -297,13 +275,12 @@ class Transfers:
             self._done(job)
         assert job.depths is not None
         key, depth = job.keys[index], job.depths[index]
-        if self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth)):
-            self.last_key = key
+        self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth))
 
     def _call(self, allowed: float, ask: Callable[[Blocks], bool]) -> bool:
         """Ask the store, with a note of when that began. A store that raises has no such block."""
         me, store = threading.get_ident(), self._store()
-        if store is None or self.breaker.open:
+        if store is None:
             return False
         self._calls[me] = (self._clock(), allowed)
         try:
@@ -312,10 +289,7 @@ class Transfers:
             log.exception("the store of KV blocks failed")
             return False
         finally:
-            began, _ = self._calls.pop(me)
-            if self._clock() - began > allowed:
-                with self._changed:
-                    self.breaker.trip(self._clock())
+            del self._calls[me]
 
 
 def _address(buffer: memoryview) -> int:
