@@ -105,6 +105,8 @@ class GatewayContract(Frozen):
     namespace: str
     deployment: str
     served_name: str
+    adapters: tuple[str, ...] = ()
+    """Model names beside `served_name`: LoRA adapters, which some engines may have yet to load."""
     discovery: Annotated[PodDiscovery | FixedDiscovery | FileDiscovery, Field(discriminator="kind")] = PodDiscovery()
     routing: Literal["PrefixAware", "LeastLoaded", "RoundRobin"] = "LeastLoaded"
     """PrefixAware is LeastLoaded, by tokens, among engines that publish no KV events (`Engine.kv_events`)."""
@@ -142,7 +144,7 @@ class GatewayContract(Frozen):
 
 LIVE: Final = frozenset({
     "routing", "min_prompt_tokens", "on_transfer_failure", "prefill_seconds", "transfer_seconds", "max_retries",
-    "resume", "access_log", "admission",
+    "resume", "access_log", "admission", "adapters", "kv_sharing",
 })  # fmt: skip
 """Fields of `GatewayContract` that change under a running gateway, for requests that come after."""
 
