@@ -15,6 +15,7 @@ from headrace_runtime.engine import arguments
 
 CASES = Path(__file__).parent / "engine_arguments"
 PLACE = Place(name="chat-decode-5f2a-0", address="10.0.0.7", node="node-1")
+WEIGHTS = "sha256:" + "5f2a" * 16
 COMMON = {"namespace": "team-a", "deployment": "chat", "revision": "5f2a"}
 
 
@@ -26,7 +27,7 @@ def shown(launch: arguments.Command) -> str:
 @pytest.mark.parametrize("case", sorted(path.stem for path in CASES.glob("*.yaml")))
 def test_contract_becomes_this_command_line(case: str) -> None:
     contract = NodeContract.model_validate(COMMON | yaml.safe_load((CASES / f"{case}.yaml").read_text()))
-    came = shown(arguments.command(contract, PLACE))
+    came = shown(arguments.command(contract, PLACE, WEIGHTS))
     golden = CASES / f"{case}.txt"
     if os.environ.get("GOLDEN_UPDATE"):
         golden.write_text(came)

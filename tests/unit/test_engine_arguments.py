@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_operator.api import options as api_options
-from headrace_runtime.contract import OWNED_OPTIONS, Engine, Model, NodeContract, Place, Transfer, owned_option
+from headrace_runtime.contract import (
+    OWNED_OPTIONS,
+    Engine,
+    KvDisk,
+    KvTiers,
+    Model,
+    NodeContract,
+    Place,
+    Transfer,
+    owned_option,
+)
 from headrace_runtime.engine import arguments
 
 PLACE = Place(name="chat-serve-5f2a-0", address="10.0.0.7")
@@ -79,6 +89,7 @@ def test_whatever_we_set_is_owned_or_only_a_default() -> None:
         kv_cache_bytes=1 << 30,
         parallelism={"tensor": 2, "pipeline": 2, "data": 2, "context": 2, "expert": True},
         transfer=Transfer(),
+        kv_tiers=KvTiers(host_bytes=1 << 30),
     )
     words = arguments.command(everything, PLACE).argv[1:]
     names = {word.removeprefix("--").partition("=")[0] for word in words}
@@ -101,6 +112,18 @@ def test_extra_options_come_last_and_once_in_the_order_given(extra: dict[str, bo
     ]
 
 
+def test_without_a_digest_of_the_weights_no_block_is_kept_on_disk() -> None:
+    tiers = KvTiers(host_bytes=1 << 30, disk=KvDisk(size_bytes=1 << 30))
+    (unknown,), (known,) = (
+        [word for word in arguments.command(contract(kv_tiers=tiers), PLACE, weights).argv if "DiskTier" in word]
+        or [""]
+        for weights in (None, "sha256:5f2a")
+    )
+    assert unknown == ""
+    assert '"weights":"sha256:5f2a"' in known
+    assert "OffloadingConnector" in " ".join(arguments.command(contract(kv_tiers=tiers), PLACE).argv)
+
+
 @pytest.mark.parametrize(
     ("address", "events"),
     [("10.0.0.7", "tcp://10.0.0.7:5557"), ("fd00::7", "tcp://[fd00::7]:5557"), ("127.0.0.3", "ipc:///run/e/kv-events")],
@@ -110,7 +133,8 @@ def test_the_gateway_connects_to_where_the_engine_publishes(address: str, events
 
 
 def test_the_warm_parent_of_an_engine_that_transfers_blocks_imports_the_connector_ahead():
-    assert arguments.zygote_argv("python3", Engine(transfer=Transfer()))[-1] == arguments.CONNECTOR_MODULE
+    modules = arguments.zygote_argv("python3", Engine(transfer=Transfer(), kv_tiers=KvTiers(host_bytes=1)))[3:]
+    assert modules == tuple(f"headrace_runtime.engine.{name}" for name in ("nixl", "kvconnector", "kvspec", "kvtier"))
 
 
 def test_the_warm_parent_of_an_engine_alone_needs_no_connector():

@@ -34,6 +34,7 @@ OWNED: Final[dict[str, str]] = {
     "cpu-offload-gb": "set spec.engine.weightsOffload.cpu",
     "tensor-parallel-size": "set spec.parallelism.tensor",
     "pipeline-parallel-size": "set spec.parallelism.pipeline",
+    "prefix-caching-hash-algo": "keys of KV blocks are the same in every engine",
     "data-parallel-size": "set spec.parallelism.data",
     "prefill-context-parallel-size": "set spec.parallelism.context",
     "enable-expert-parallel": "set spec.parallelism.expert",

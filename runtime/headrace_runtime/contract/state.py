@@ -37,7 +37,7 @@ class WeightsState(Frozen):
 
 KvReason = Literal[
     "", "DiskFull", "DiskReadOnly", "DiskFailing", "DiskSlow", "DiskGone", "DiskDenied", "DiskUnmeasurable",
-    "BudgetTooSmall", "KeyMissing",
+    "BudgetTooSmall", "KeyMissing", "WeightsUnverified",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class KvState(Frozen):
     ready: bool
     reason: KvReason = ""
     message: str = ""
-    """Names no path of a node."""
+    """Names no path of a node, and stays as it is while the reason does: every new one is a write of the status."""
     bytes_used: int = 0
     """Physical, of the whole deployment on this node."""
     bytes_limit: int = 0
@@ -60,10 +60,12 @@ class KvState(Frozen):
     damaged: int = 0
     """Blocks whose checksum was wrong: never served."""
     evicted: int = 0
+    dropped: int = 0
+    """Blocks that were not stored, as the disk could not follow."""
 
 
 class AdapterState(Frozen):
-    """One adapter of the contract, or one that is served still."""
+    """One adapter of the contract."""
 
     name: str
     digest: str | None = None
@@ -71,7 +73,7 @@ class AdapterState(Frozen):
     served: bool = False
     """The engine answers by this name, with the files of this digest."""
     problem: str = ""
-    """Why it is not, where waiting alone does not help. Names no path of a node."""
+    """Why it is not, or, with policy Warn, what its files should have been. Names no path of a node."""
 
 
 class RayState(Frozen):

@@ -23,10 +23,9 @@ from headrace_runtime.contract import (
     NodeContract,
     Parallelism,
     Place,
-    RoleName,
-    Transfer,
     owned_option,
 )
+from headrace_runtime.engine import connectors
 
 Scalar = bool | int | float | str
 
@@ -34,7 +33,6 @@ CPU = "cpu"
 ZYGOTE = ("-m", "headrace_runtime.engine.zygote")
 SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
 """`vllm serve`, without the script of that name: its first line holds the path it was installed at."""
-CONNECTOR_MODULE = "headrace_runtime.engine.nixl"
 SCHEDULER = "headrace_runtime.engine.replay.scheduler"
 WORKER_EXTENSION = "headrace_runtime.engine.replay_worker.Extension"
 LOAD_FORMATS: Mapping[str, str] = {
@@ -52,10 +50,6 @@ OWNED_ENV = frozenset(
         *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
     }
 )
-
-KV_ROLES: Mapping[RoleName, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_consumer"}
-"""What vLLM wants to be told (`kv_both` is deprecated for NIXL). It decides only who may use context parallelism: each
-request says which side it is on, and an engine answers both kinds, so a role can change without a restart."""
 
 
 class ClashError(ValueError):
@@ -88,9 +82,12 @@ def command(contract: NodeContract, place: Place, weights: str | None = None) ->
     env = _environment(place)
     if engine.device == CPU:
         env |= _cpu_environment(engine.parallelism)
+    if (transfer := connectors.transfer_config(contract, place, weights)) is not None:
+        options["kv-transfer-config"] = transfer
     if engine.transfer is not None:
-        options["kv-transfer-config"] = _transfer(engine.transfer, contract.role)
         env |= _transfer_environment(engine, place)
+    if engine.kv_tiers is not None:
+        options["prefix-caching-hash-algo"] = connectors.HASHING
     if engine.kv_events:
         options["kv-events-config"] = _events_config(place)
     if engine.lora is not None:
@@ -102,7 +99,7 @@ def command(contract: NodeContract, place: Place, weights: str | None = None) ->
 
 def zygote_argv(python: str, engine: Engine) -> tuple[str, ...]:
     """The program of the warm parent, with the modules that this engine imports and not all do."""
-    return (python, *ZYGOTE, CONNECTOR_MODULE) if engine.transfer is not None else (python, *ZYGOTE)
+    return (python, *ZYGOTE, *connectors.modules(engine))
 
 
 def refuse_clashes(engine: Engine) -> None:
@@ -190,16 +187,6 @@ def _cpu_environment(sizes: Parallelism) -> dict[str, str]:
     # The platform replaces executor `uni` by `mp`, a further process that spins, unless this is set. EngineCore remains
     # a process of its own all the same.
     return env if _workers(sizes) > 1 else {**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-
-
-def _transfer(transfer: Transfer, role: RoleName) -> str:
-    config = {
-        "kv_connector": "NixlConnector",
-        "kv_connector_module_path": CONNECTOR_MODULE,
-        "kv_role": KV_ROLES[role],
-        "kv_load_failure_policy": transfer.on_failure.lower(),
-    }
-    return json.dumps(config, separators=(",", ":"))
 
 
 def _transfer_environment(engine: Engine, place: Place) -> dict[str, str]:

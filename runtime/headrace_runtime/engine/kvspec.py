@@ -22,6 +22,8 @@ from headrace_runtime.kv.chunks import pairs
 class Spec(TieringOffloadingSpec):  # type: ignore[misc] # vLLM is not there to be type-checked
     """Found by its name: `spec_name` together with `spec_module_path`."""
 
+    _worker: OffloadingWorker | None
+
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         if not current_platform.is_cpu():
             return super().get_worker(kv_caches)

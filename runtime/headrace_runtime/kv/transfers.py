@@ -6,7 +6,7 @@ only once it is verified and somebody still wants it. So a job can be given up a
 place for something else, while a thread still hangs in the kernel.
 
 Nothing here grows with a disk that is too slow. Stores beyond a limit are dropped, and so are those that wait too long;
-loads have a deadline; and while one call to the store does not come back, everything is given up at once. What the calls
+loads have a deadline; and while one call to the store does not come back, everything is given up at once. What calls
 that do come back say of the disk is judged by the store itself (`breaker.py`).
 
 Called by `engine/kvtier.py`. Knows neither vLLM nor the format of the store.
