@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from headrace_runtime.contract import NodeState, Phase
+from headrace_runtime.contract import KvState, NodeState, Phase
 
 
 class StateCollector(Collector):
@@ -48,9 +48,30 @@ class StateCollector(Collector):
             yield _gauge(
                 "headrace_node_weights_verified", "1 if the weights are what was promised", state.weights.verified
             )
+        if state.kv is not None:
+            yield from _kv(state.kv)
         if state.ray is not None:
             yield _gauge("headrace_node_ray_joined", "1 while the raylet runs and its actor is heard", state.ray.joined)
             yield _counter("headrace_node_raylet_restarts", "Raylets started after the first", state.ray.restarts)
+
+
+def _kv(kv: KvState) -> Iterator[Metric]:
+    yield _gauge("headrace_kv_ready", "1 while KV blocks are kept on the node's disk", kv.ready)
+    reason = GaugeMetricFamily("headrace_kv_reason", "1 for the reason why they are not", labels=["reason"])
+    if kv.reason:
+        reason.add_metric([kv.reason], 1.0)
+    yield reason
+    yield _gauge("headrace_kv_bytes", "Physical bytes of the deployment's KV blocks on this node", kv.bytes_used)
+    yield _gauge("headrace_kv_limit_bytes", "What they may be", kv.bytes_limit)
+    yield _gauge("headrace_kv_blocks", "KV blocks on disk that this engine can read", kv.blocks)
+    yield _counter("headrace_kv_lookups", "KV blocks that requests asked the disk for", kv.looked_up)
+    yield _counter("headrace_kv_hits", "KV blocks that were there", kv.found)
+    yield _counter("headrace_kv_misses", "KV blocks that were not", max(0, kv.looked_up - kv.found))
+    yield _counter("headrace_kv_stored", "KV blocks written", kv.stored)
+    yield _counter("headrace_kv_loaded", "KV blocks read and verified", kv.loaded)
+    yield _counter("headrace_kv_damaged", "KV blocks whose checksum was wrong", kv.damaged)
+    yield _counter("headrace_kv_evicted", "KV blocks that made room for others", kv.evicted)
+    yield _counter("headrace_kv_dropped", "KV blocks not stored, as the disk could not follow", kv.dropped)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:
