@@ -7,6 +7,8 @@ where the original may hold a path of the node. Called by observe.
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, get_args
 
 from headrace_operator import names
@@ -27,7 +29,9 @@ IMAGE_WAITS = frozenset(
 )
 STARTING_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
 NO_RUNTIME = re.compile(r"No module named '?headrace_runtime|executable file not found|no such file or directory")
-MODEL_VOLUME = re.compile(r'volume(Mount)? "model"|persistentvolumeclaim "')
+MODEL_VOLUME = re.compile(
+    r'volume(Mount)? "model"|persistentvolumeclaim "(?![a-z0-9.-]*-kv-(serve|prefill|decode)-[0-9]+")'
+)
 VOLUME = re.compile(r'(?:volume|volumeMount) "([a-z0-9-]+)"')
 SECRET = re.compile(r'secret "([a-z0-9.-]+)" not found')
 
@@ -40,6 +44,13 @@ def read_pod(obj: Object) -> Pod:
     phase = status.get("phase", "Pending")
     born, index = _born_as(meta["name"])
     ready = conditions.get("Ready", {}).get("status") == "True"
+    created = meta.get("creationTimestamp")
+    returns_to = (meta.get("annotations") or {}).get(names.RETURNS_TO, "")
+    blocker = None if ready else _blocker(meta["name"], phase, status, conditions)
+    if returns_to and blocker is not None and blocker.reason == Reason.UNSCHEDULABLE:
+        # The scheduler's words do not name the node.
+        message = f"waits for the node {returns_to}, where its KV blocks are: {blocker.message}"
+        blocker = replace(blocker, message=message)
     return Pod(
         name=meta["name"],
         component=labels.get(names.COMPONENT, ""),
@@ -52,7 +63,10 @@ def read_pod(obj: Object) -> Pod:
         failed=phase in {"Failed", "Succeeded"},
         ip=status.get("podIP", ""),
         node=obj.get("spec", {}).get("nodeName", ""),
-        blocker=None if ready else _blocker(meta["name"], phase, status, conditions),
+        created=datetime.fromisoformat(created) if created else None,
+        kv_slot=labels.get(names.KV_SLOT, ""),
+        returns_to=returns_to,
+        blocker=blocker,
     )
 
 

@@ -16,7 +16,8 @@ from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import Problem, sentence
 from headrace_operator.api.status import AdapterStatus
-from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
+from headrace_operator.api.v1alpha1 import DiskCache, InferenceDeploymentStatus
+from headrace_operator.kvcache import disks
 from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
 
 SHOWN = 3
@@ -261,7 +262,36 @@ def gateway_counts(known: Known) -> tuple[int, int]:
 def kv_cache_ready(known: Known) -> Judgement:
     if (rung := unknown(known)) is not None:
         return rung
-    return Judgement("True", Reason.NOT_CONFIGURED, "KV blocks are kept on the device only.")
+    cache = known.subject.spec.kv_cache if known.subject is not None else None
+    on_disk = cache.disk is not None if cache is not None else known.previous.kv_cache is not None
+    if not on_disk and cache is not None and cache.host is not None:
+        return Judgement("True", Reason.IN_MEMORY, "KV blocks are kept on the device and in host memory.")
+    if not on_disk:
+        return Judgement("True", Reason.NOT_CONFIGURED, "KV blocks are kept on the device only.")
+    if known.suspended:
+        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    lacking = _key_missing(known, cache.disk if cache is not None else None)
+    if lacking is not None:
+        return Judgement("False", Reason.SECRET_NOT_FOUND, lacking)
+    wanted, found = known.wanted, disks(known.observed.engines())
+    assert wanted is not None
+    if found.troubled:
+        return Judgement("False", found.troubled[0].reason, listed([*found.troubled]))
+    if found.opened < wanted.engines:
+        said = f"{found.opened} of {wanted.engines} engines have opened their disk."
+        return Judgement("Unknown", Reason.OPENING, said)
+    return Judgement("True", Reason.ON_DISK, f"{found.opened} engines keep KV blocks on {len(found.nodes)} nodes.")
+
+
+def _key_missing(known: Known, disk: DiskCache | None) -> str | None:
+    """What an engine says that waits for the Secret with the disk's key."""
+    if disk is None or disk.encryption is None:
+        return None
+    name = disk.encryption.key_secret_ref.name
+    waits = (b for b in blockers(known.observed.engines()) if b.reason == Reason.SECRET_NOT_FOUND)
+    return next(
+        (f"spec.kvCache.disk.encryption.keySecretRef: {b.message}" for b in waits if f" {name} " in b.message), None
+    )
 
 
 def scaling_active(known: Known) -> Judgement:
@@ -328,6 +358,9 @@ def degraded(known: Known) -> Judgement:
     lacking = [f"adapter {adapter.name}: {adapter.message}" for adapter in known.adapters if adapter.message]
     if lacking:
         return Judgement("True", Reason.ADAPTER_FAILED, "; ".join(lacking[:SHOWN]))
+    cache = kv_cache_ready(known)
+    if cache.status == "False":
+        return cache._replace(status="True")
     served = known.previous.canary is not None
     short = shortages(known)
     if served and short and not known.suspended:

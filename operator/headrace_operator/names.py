@@ -22,6 +22,10 @@ ROLE = contract.ROLE_LABEL
 REVISION = contract.REVISION_LABEL
 KV_LAYOUT = contract.KV_LAYOUT_LABEL
 DRAINING = contract.DRAINING_ANNOTATION
+KV_SLOT = f"{GROUP}/kv-slot"
+"""Label on an engine whose KV blocks outlive it: the place in its role that they belong to, such as `decode-0`."""
+RETURNS_TO = f"{GROUP}/returns-to"
+"""Annotation on an engine that may start on this node only, where the blocks of its slot are."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 OPERATOR = "headrace"
 APPLIED = f"{GROUP}/applied"
@@ -93,3 +97,8 @@ def engine_contract(deployment: str, role: str, revision: str) -> str:
 def engine_pod(deployment: str, role: str, revision: str, index: int) -> str:
     """One engine's pod. The revision is part of the name: old and new stand side by side while a rollout goes on."""
     return child(deployment, role, revision, str(index))
+
+
+def kv_claim(deployment: str, slot: str) -> str:
+    """The claim of the volume that holds the KV blocks of one slot, whichever engine has it."""
+    return child(deployment, "kv", slot)

@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("configmaps", "serviceaccounts", "services"), APPLIED, "contracts, gateways' identities, addresses"),
     Rule("apps", ("deployments",), APPLIED, "gateways"),
+    Rule("", ("persistentvolumeclaims",), APPLIED, "disks for KV blocks, where a spec asks for claims"),
     Rule(RBAC, ("rolebindings", "roles"), APPLIED, "a gateway's right to watch the pods of its namespace"),
     Rule("", ("secrets",), ("create",), "the token of a Ray cluster, made once and never read back"),
     Rule("", ("events",), ("create", "list"), "what happened, and why a pod hangs"),

@@ -77,7 +77,8 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     )
     adapters = pinned_digests(observed.children, previous.model.adapters if previous.model else (), valid)
     subject = Subject(ref, known.generation, valid, world.defaults, digest, adapters, observed.manifest)
-    plan = make_plan(valid, observed)
+    placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
+    plan = make_plan(valid, observed, placed, known.now)
     known = replace(known, subject=subject, plan=plan)
     if not valid.paused and not known.manifest_missing:
         known = replace(known, outcome=await _change(world, subject, plan, observed))

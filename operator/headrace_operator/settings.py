@@ -5,9 +5,10 @@ Nothing else in the package reads the environment. The chart sets these variable
 
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from headrace_operator.api.types import Bytes
 from headrace_operator.errors import SettingsError
 from headrace_operator.state import Defaults
 
@@ -29,8 +30,18 @@ class Settings(BaseSettings):
         default=60.0, ge=1, description="how often an object that nobody woke is looked at again, in seconds"
     )
     concurrency: int = Field(default=16, ge=1, description="objects looked at in the same moment, at most")
+    kv_node_disk_limit: str = Field(
+        default="",
+        description="what KV blocks of all deployments in one folder of a node may take of its disk, such as 500Gi; "
+        "engines that start later keep to it; empty: each deployment has its own limit only",
+    )
     port: int = Field(default=8080, ge=0, le=65535, description="port of /healthz and /metrics; 0: none")
     instance: str = Field(default="headrace", description="reporter in Events: the pod's name")
+
+    @field_validator("kv_node_disk_limit")
+    @classmethod
+    def _a_size(cls, text: str) -> str:
+        return str(TypeAdapter(Bytes).validate_python(text)) if text else ""
 
     @property
     def namespace_list(self) -> tuple[str, ...]:
@@ -40,7 +51,8 @@ class Settings(BaseSettings):
     @property
     def defaults(self) -> Defaults:
         """The part that `desired` needs."""
-        return Defaults(self.engine_image, self.gateway_image, self.head_image or None)
+        limit = Bytes(self.kv_node_disk_limit).bytes if self.kv_node_disk_limit else None
+        return Defaults(self.engine_image, self.gateway_image, self.head_image or None, limit)
 
 
 def load() -> Settings:

@@ -1,7 +1,7 @@
 """Step 8 of a pass: everything known → the whole new status, and what to announce about it. Pure; called by reconcile.
 
-What is reported is what was seen in this pass. Two things are carried over from the status before, since nothing else
-remembers them: the last answered canary, and the digest of the weights that the first load found.
+What is reported is what was seen in this pass. Three things are carried over from the status before, since nothing else
+remembers them: the last answered canary, the digest of the weights that the first load found, and where KV blocks are.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,14 @@ from headrace_operator.api.v1alpha1 import (
     CanaryStatus,
     Condition,
     InferenceDeploymentStatus,
+    KVCacheStatus,
     ModelStatus,
     RayNodes,
     RayStatus,
     RevisionStatus,
     RoleStatus,
 )
+from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS, Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_runtime.contract import NodeState
 
@@ -38,17 +40,19 @@ def new_status(known: Known) -> InferenceDeploymentStatus:
     if wanted is None or known.observed.failure is not None:
         # Nothing is known beyond what was: only the conditions say so.
         return before.model_copy(update={"observed_generation": known.generation, "conditions": _conditions(known)})
-    canary = _canary(known, wanted)
-    return InferenceDeploymentStatus(
+    status = InferenceDeploymentStatus(
         observed_generation=known.generation,
         url=names.gateway_url(known.ref.namespace, known.ref.name),
         revision=_revision(known, wanted),
         model=_model(known),
         ray=_ray(known, wanted),
         roles=tuple(_role(known, wanted, role) for role in wanted.sizes),
-        canary=canary,
+        canary=_canary(known, wanted),
+        kv_cache=_kv_cache(known),
         conditions=_conditions(known),
     )
+    quiet = status.model_copy(update={"kv_cache": calm(before.kv_cache, status.kv_cache)})
+    return before if quiet == before else status
 
 
 def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
@@ -146,6 +150,13 @@ def _ray(known: Known, wanted: Wanted) -> RayStatus:
         nodes=RayNodes(alive=alive, expected=wanted.engines + 1),
         gcs=gcs,
     )
+
+
+def _kv_cache(known: Known) -> KVCacheStatus | None:
+    before = known.previous.kv_cache
+    if known.subject is None or known.plan is None:
+        return before
+    return reported(known.subject.spec, known.plan, known.observed.engines(), before)
 
 
 def _canary(known: Known, wanted: Wanted) -> CanaryStatus | None:

@@ -18,7 +18,7 @@ from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.cluster.fake import Call, FakeCluster, FakeRuntime
 from headrace_operator.reconcile import World, reconcile
 from headrace_operator.state import Defaults, Look, Object, Ref, Subject
-from headrace_runtime.contract import NodeState, RayState, WeightsState
+from headrace_runtime.contract import KvState, NodeState, RayState, WeightsState
 
 DEFAULTS = Defaults("example.org/engine:1", "example.org/gateway:1", None)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -87,6 +87,7 @@ class Scene:
         self.clock = START
         self._addresses = 0
         self.cluster.put(sample.build())
+        self.cluster.now = lambda: self.clock
         self.world = World(self.cluster, self.runtime, DEFAULTS, lambda: self.clock, lambda: "a-token")
 
     @property
@@ -186,15 +187,30 @@ class Scene:
             self.start(name)
         return there != wanted
 
-    def start(self, pod: str, **state: Any) -> None:
-        """A pod runs and is ready; an engine's agent says so, with `state` laid over."""
+    def start(self, pod: str, node: str = "", **state: Any) -> None:
+        """A pod runs and is ready; an engine's agent says so, with `state` laid over. One with KV blocks of its own is
+        on `node`, or on the one that it may run on, or on one that no other pod is on."""
         self._addresses += 1
         address = f"10.0.0.{self._addresses}"
         obj = self.cluster.objects["Pod", self.ref.namespace, pod]
-        labels = obj["metadata"]["labels"]
+        meta, labels = obj["metadata"], obj["metadata"]["labels"]
         if labels[names.COMPONENT] == "engine":
+            if names.KV_SLOT in labels:
+                back = (meta.get("annotations") or {}).get(names.RETURNS_TO)
+                obj["spec"].setdefault("nodeName", node or back or f"node-{self._addresses}")
+                state.setdefault("kv", KvState(ready=True, bytes_limit=1000))
             self.runtime.states[address] = agent(pod, labels[names.ROLE], labels[names.REVISION], **state)
         self.cluster.set_status("Pod", self.ref.namespace, pod, running(address))
+
+    def hold_up(self, pod: str, message: str) -> None:
+        """The scheduler finds no node for a pod."""
+        condition = {"type": "PodScheduled", "status": "False", "message": message}
+        self.cluster.set_status("Pod", self.ref.namespace, pod, {"phase": "Pending", "conditions": [condition]})
+
+    def say(self, pod: str, **state: Any) -> None:
+        """An engine's agent says something new."""
+        address = self.cluster.objects["Pod", self.ref.namespace, pod]["status"]["podIP"]
+        self.runtime.states[address] = self.runtime.states[address].model_copy(update=state)
 
     def fail(self, pod: str, reason: str = "Evicted") -> None:
         """A pod is evicted: it will never run again."""

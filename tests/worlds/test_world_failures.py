@@ -11,7 +11,7 @@ from headrace_operator.errors import ClusterError
 from headrace_operator.state import Object
 from headrace_operator.testing import Sample, Scene
 
-VOLATILE = ("resourceVersion", "uid", "generation")
+VOLATILE = ("resourceVersion", "uid", "generation", "creationTimestamp")
 
 
 class Crash(BaseException):

@@ -98,6 +98,20 @@ class Reason:
     GATEWAY_ANSWERS: Final = "GatewayAnswers"
     GATEWAY_NOT_READY: Final = "GatewayNotReady"
 
+    # KVCacheReady: where blocks are kept, or why an engine keeps none on its disk (it serves on without).
+    IN_MEMORY: Final = "InMemory"
+    ON_DISK: Final = "OnDisk"
+    OPENING: Final = "Opening"
+    DISK_FULL: Final = "DiskFull"
+    DISK_READ_ONLY: Final = "DiskReadOnly"
+    DISK_FAILING: Final = "DiskFailing"
+    DISK_SLOW: Final = "DiskSlow"
+    DISK_GONE: Final = "DiskGone"
+    DISK_DENIED: Final = "DiskDenied"
+    DISK_UNMEASURABLE: Final = "DiskUnmeasurable"
+    BUDGET_TOO_SMALL: Final = "BudgetTooSmall"
+    KEY_MISSING: Final = "KeyMissing"
+
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"
     CREATING: Final = "Creating"

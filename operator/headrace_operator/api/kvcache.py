@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace_operator.api.types import Bytes, Duration, Frozen
+from headrace_operator.api.types import Bytes, Duration, Frozen, LocalRef
 
 AbsolutePath = Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\s:]+$")]
 
@@ -47,31 +47,44 @@ class HostCache(Frozen):
     """KV blocks in pinned host memory."""
 
     size: Bytes
-    """Memory of one engine's tier."""
+    """Memory of one engine's tier, at least 16Mi. It is added to the memory that `roles[].resources` requests, and to
+    its limit where it has one: the scheduler so keeps the tiers of all engines within a node's memory."""
 
 
 class ReturnToNode(Frozen):
     """A replaced engine waits for the node that holds its blocks."""
 
     enabled: bool = True
-    """Prefer the node that holds the blocks."""
+    """Start a replaced engine on the node that holds the blocks. (A claim of a node's own disk binds its engine to that
+    node in any case.)"""
     timeout: Duration = Duration("60s")
-    """How long to wait before any other node will do."""
+    """How long to wait before any other node will do. Where the node is cordoned or gone, nothing is waited for."""
+
+
+class Encryption(Frozen):
+    """Blocks are encrypted at rest (AES-GCM)."""
+
+    key_secret_ref: LocalRef
+    """Secret whose entry `key` is 32 random bytes in base64."""
 
 
 class DiskCache(Frozen):
-    """KV blocks on a disk of the node."""
+    """KV blocks on a disk of the node. Needs `host`, through which every block passes."""
 
     size: Bytes
-    """Physical bytes on a node for this deployment, never passed."""
+    """Physical bytes on a node for this deployment, never passed; at least 64Mi. With `claimTemplate` and `emptyDir`:
+    in the volume of each engine."""
     volume: Volume
-    """Where the blocks are kept."""
+    """Where the blocks are kept. hostPath is one folder for all engines and deployments of a node: the blocks are in
+    its subfolder `headrace-kv`."""
     verify: Literal["Always", "Never"] = "Always"
     """Always: the checksum of a block is checked on every read."""
-    eviction: Literal["Default", "LRU", "ARC"] = "Default"
+    eviction: Literal["Default", "LRU"] = "Default"
     """Which blocks go first."""
     on_model_change: Literal["Fence", "Wipe"] = "Fence"
     """Fence keeps blocks of other digests, unread, until they are evicted; Wipe deletes them."""
+    encryption: Encryption | None = None
+    """Encrypt the blocks. Default: they are not encrypted."""
     return_to_node: ReturnToNode = ReturnToNode()
     """A replaced engine waits for the node that holds its blocks."""
 
@@ -87,3 +100,5 @@ class KVCache(Frozen):
     """A tier in host memory."""
     disk: DiskCache | None = None
     """A tier on a disk of the node."""
+    sharing: Literal["All", "Key"] = "All"
+    """Whose requests reuse each other's blocks. Key: only those with the same API key."""

@@ -8,7 +8,16 @@ from pydantic import Field
 
 from headrace_operator.api.engine import Device, Engine, EnvVar, Executor, Parallelism, Speculative, WeightsOffload
 from headrace_operator.api.gateway import Expose, Gateway, Key, Limits, Resume, Routing
-from headrace_operator.api.kvcache import DeviceCache, DiskCache, EmptyDir, HostCache, KVCache, Volume
+from headrace_operator.api.kvcache import (
+    ClaimTemplate,
+    DeviceCache,
+    DiskCache,
+    EmptyDir,
+    HostCache,
+    KVCache,
+    ReturnToNode,
+    Volume,
+)
 from headrace_operator.api.lifecycle import (
     GCS,
     Backoff,
@@ -33,9 +42,12 @@ from headrace_operator.api.roles import (
     Toleration,
 )
 from headrace_operator.api.status import (
+    CacheNode,
+    CachePlacement,
     CanaryStatus,
     Condition,
     InferenceDeploymentStatus,
+    KVCacheStatus,
     ModelStatus,
     RayNodes,
     RayStatus,
@@ -49,8 +61,11 @@ __all__ = [
     "SLO",
     "Adapter",
     "Backoff",
+    "CacheNode",
+    "CachePlacement",
     "Canary",
     "CanaryStatus",
+    "ClaimTemplate",
     "Condition",
     "Device",
     "DeviceCache",
@@ -68,6 +83,7 @@ __all__ = [
     "InferenceDeploymentStatus",
     "Integrity",
     "KVCache",
+    "KVCacheStatus",
     "Key",
     "Limits",
     "LocalRef",
@@ -84,6 +100,7 @@ __all__ = [
     "Recovery",
     "Resources",
     "Resume",
+    "ReturnToNode",
     "RevisionStatus",
     "Role",
     "RoleChange",

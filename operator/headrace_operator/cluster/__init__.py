@@ -31,6 +31,7 @@ class Kind:
 INFERENCE_DEPLOYMENT = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 POD = Kind("v1", "Pod", "pods")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+PERSISTENT_VOLUME_CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SERVICE = Kind("v1", "Service", "services")
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
 SECRET = Kind("v1", "Secret", "secrets")
@@ -39,7 +40,7 @@ DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 
-OWNED = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, SERVICE, DEPLOYMENT, POD)
+OWNED = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, SERVICE, DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD)
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})

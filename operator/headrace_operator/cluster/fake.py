@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from headrace_operator import names
@@ -48,6 +49,8 @@ class FakeCluster:
     """Type, reason and message of every Event posted."""
     warnings: dict[str, list[Object]] = field(default_factory=dict)
     """What `pod_events` answers, by pod."""
+    now: Callable[[], datetime] = lambda: datetime(2026, 1, 1, tzinfo=UTC)
+    """When what is created was created."""
     _applied: dict[Key, Object] = field(default_factory=dict)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
@@ -58,7 +61,9 @@ class FakeCluster:
 
     def put(self, obj: Object) -> Object:
         """Place an object as some other client would, and return it as kept."""
-        meta = {"uid": f"uid-{next(self._numbers)}", "generation": 1, **obj["metadata"]}
+        created = self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        known = {"uid": f"uid-{next(self._numbers)}", "generation": 1, "creationTimestamp": created}
+        meta = known | obj["metadata"]
         kept = copy.deepcopy({**obj, "metadata": meta})
         self._keep(kept)
         return kept

@@ -7,7 +7,7 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
-from headrace_operator.desired import engine, gateway, head
+from headrace_operator.desired import engine, gateway, head, tiers
 from headrace_operator.state import Object, Observed, Plan, Subject
 
 
@@ -19,6 +19,7 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
         head.service(subject),
         *(engine.contract_map(subject, role, plan.revision) for role in roles.values()),
         *gateway.objects(subject),
+        *tiers.claims(subject, plan),
         *([head.pod(subject, plan)] if plan.head else []),
         *(engine.pod(subject, roles[slot.home], plan.revision, slot) for slot in plan.slots),
     ]

@@ -57,6 +57,7 @@ def gateway(subject: Subject) -> contract.GatewayContract:
         deployment=names.label(subject.name),
         served_name=subject.served_name,
         routing=spec.gateway.routing.policy,
+        kv_sharing=spec.kv_cache.sharing,
         keys_folder=contract.KEYS_MOUNT if spec.gateway.api_keys_secret_ref else None,
         admission=_admission(spec.gateway, spec.gateway.replicas),
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
@@ -69,7 +70,7 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
     """The whole deployment as processes of one machine: every engine of every role, one gateway, plain folders, and
     neither a Ray token nor API keys, which only a cluster has.
 
-    ValueError: the model is in a volume claim, which only a cluster has.
+    ValueError: the spec needs a volume claim or a Secret, which only a cluster has.
     """
     folder = node_folder(subject.spec.model.source)
     if folder is None:
@@ -77,9 +78,11 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
     nodes = []
     for role in effective_roles(subject.spec):
         written = node(subject, role, revision)
-        model = written.model.model_copy(update={"path": folder})
+        there = [one.model_copy(update={"path": node_folder(one.source) or ""}) for one in written.model.adapters]
+        model = written.model.model_copy(update={"path": folder, "adapters": tuple(there)})
+        engine = written.engine.model_copy(update={"kv_tiers": _local_tiers(subject)})
         ray = contract.RayNode(address=f"127.0.0.1:{contract.RAY_PORT}", token_file=None)
-        nodes += [written.model_copy(update={"model": model, "ray": ray})] * role.replicas
+        nodes += [written.model_copy(update={"model": model, "engine": engine, "ray": ray})] * role.replicas
     return contract.LocalContract(
         head=head(subject).model_copy(update={"token_file": None}),
         nodes=tuple(nodes),
@@ -106,6 +109,11 @@ def pinned_digest(children: Mapping[tuple[str, str], Object], reported: str | No
 def publishes_kv_events(subject: Subject, role: EffectiveRole) -> bool:
     """Where routing goes by them. Data-parallel copies hold blocks each, and the gateway cannot choose a copy."""
     return subject.spec.gateway.routing.policy == "PrefixAware" and role.parallelism.data == 1
+
+
+def kv_folder(host_path: str) -> str:
+    """The folder of a node that holds the KV blocks of all deployments. It alone is made the engines' own."""
+    return f"{host_path.rstrip('/')}/headrace-kv"
 
 
 def node_folder(source: str) -> str | None:
@@ -189,6 +197,34 @@ def _model(subject: Subject) -> contract.Model:
     )
 
 
+def _kv_tiers(subject: Subject) -> contract.KvTiers | None:
+    host, disk = subject.spec.kv_cache.host, subject.spec.kv_cache.disk
+    if host is None:
+        return None
+    tier = disk and contract.KvDisk(
+        size_bytes=math.floor(disk.size.value),
+        # In a volume of its own no other deployment keeps any.
+        node_size_bytes=subject.defaults.kv_node_bytes if disk.volume.host_path is not None else None,
+        verify=disk.verify,
+        eviction=disk.eviction,
+        on_model_change=disk.on_model_change,
+        key_file=contract.KV_KEY_FILE if disk.encryption is not None else None,
+    )
+    return contract.KvTiers(host_bytes=math.floor(host.size.value), disk=tier)
+
+
+def _local_tiers(subject: Subject) -> contract.KvTiers | None:
+    """Those of a process of this machine: the folder of the node is the machine's."""
+    tiers, disk = _kv_tiers(subject), subject.spec.kv_cache.disk
+    if tiers is None or tiers.disk is None or disk is None:
+        return tiers
+    if disk.volume.host_path is None:
+        raise ValueError("spec.kvCache.disk.volume: processes of one machine need a folder of it, hostPath")
+    if disk.encryption is not None:
+        raise ValueError("spec.kvCache.disk.encryption: the key is in a Secret, which only a cluster has: remove it")
+    return tiers.model_copy(update={"disk": tiers.disk.model_copy(update={"path": kv_folder(disk.volume.host_path)})})
+
+
 def _engine(subject: Subject, role: EffectiveRole) -> contract.Engine:
     spec, engine = subject.spec, role.engine
     device = spec.kv_cache.device
@@ -206,6 +242,7 @@ def _engine(subject: Subject, role: EffectiveRole) -> contract.Engine:
         )
         if split
         else None,
+        kv_tiers=_kv_tiers(subject),
         kv_events=publishes_kv_events(subject, role),
         lora=contract.Lora(max_adapters=engine.lora.max_adapters, max_rank=engine.lora.max_rank)
         if engine.lora

@@ -4,7 +4,7 @@ import math
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole
-from headrace_operator.desired import contracts, pods
+from headrace_operator.desired import contracts, pods, tiers
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.desired.overlay import lay_over
 from headrace_operator.state import Object, Slot, Subject
@@ -40,7 +40,8 @@ def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Obj
         ),
         "spec": _spec(subject, role, revision),
     }
-    return lay_over(generated, role.role.pod_template)
+    made = lay_over(tiers.with_tiers(generated, subject, slot), role.role.pod_template)
+    return tiers.returning(made, slot.returns_to) if slot.returns_to else made
 
 
 def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:

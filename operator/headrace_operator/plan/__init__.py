@@ -1,27 +1,45 @@
 """What shall exist next: spec and observation in, one step out. Pure; called by reconcile and by the `plan` command.
 
-The step is derived from what is seen and never remembered. `roles.py` lets engines change their role where that saves
-ending some and starting others, `rollout.py` does the arithmetic, this module puts pods' names to its counts.
+The step is derived from what is seen, and from where KV blocks were put (the status remembers that). `roles.py` lets
+engines change their role where that saves ending some and starting others, `rollout.py` does the arithmetic,
+`placement.py` sends engines back to their KV blocks, this module puts pods' names to its counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import count, islice, repeat
 
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+from headrace_operator.plan.placement import let_go, places, vacant
 from headrace_operator.plan.revision import engine_revision, head_revision
 from headrace_operator.plan.roles import change_roles, labelled
 from headrace_operator.plan.rollout import Bounds, Count, Step, next_step
 from headrace_operator.state import Observed, Plan, Pod, Slot
 
+NOWHERE: Mapping[str, str] = {}
+BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
-def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
-    """One step from what is observed towards the spec.
+
+def make_plan(
+    spec: InferenceDeploymentSpec,
+    observed: Observed,
+    placement: Mapping[str, str] = NOWHERE,
+    now: datetime = BEFORE_ALL,
+) -> Plan:
+    """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it.
 
     Nothing observed gives the first step, which is the whole deployment. Must not be called when the reads failed.
     """
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
     engines = labelled(observed.engines(), sizes)
+    disk = spec.kv_cache.disk
+    blocks: dict[str, str] = {}
+    if disk is not None:
+        engines = let_go(engines, placement, disk.return_to_node)
+        room: dict[str, int] = {role.name: role.replicas + spec.rollout.max_surge for role in effective_roles(spec)}
+        blocks = places(engines, placement, room, disk.return_to_node, now)
     if spec.disaggregation.role_change.enabled:
         engines = change_roles(engines, revision, sizes, _floors(spec, sizes))
     by_role = {role: [p for p in engines if p.role == role] for role in [*sizes, *(p.role for p in engines)]}
@@ -32,8 +50,10 @@ def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
+        berths = vacant(role, engines, blocks, disk.return_to_node) if disk is not None else repeat(("", ""))
         taken = {pod.index for pod in engines if pod.revision == revision and pod.home == role}
-        slots += _slots(role, [p for p in by_role[role] if p.revision == revision], taken, step)
+        mine = [p for p in by_role[role] if p.revision == revision]
+        slots += sorted([*_staying(role, mine, step), *_new(role, taken, berths, step)], key=_name)
         keep |= _kept([p for p in by_role[role] if p.revision != revision and p.live], step)
     head = observed.head
     return Plan(
@@ -42,6 +62,7 @@ def make_plan(spec: InferenceDeploymentSpec, observed: Observed) -> Plan:
         sizes=sizes,
         slots=tuple(slots),
         keep=frozenset(keep),
+        placement=blocks,
         # The head's name is fixed, so its successor has to wait until it is gone.
         head=head is None or (head.live and head.revision == of_head),
     )
@@ -68,19 +89,29 @@ def _count(pods: list[Pod], revision: str, size: int, *, leaving: bool) -> Count
     )
 
 
-def _slots(role: str, pods: list[Pod], taken: set[int], step: Step) -> list[Slot]:
-    """The slots of one role in the wanted revision after this step. Pods with the highest index go first.
+def _name(slot: Slot) -> tuple[str, int]:
+    return slot.born, slot.index
 
-    A new pod takes the lowest index that no pod made for the role has, dead and ending ones included (`taken`): a pod
-    on a node that is lost keeps its name for as long as the node is away, and must not keep its successor waiting.
-    """
+
+def _staying(role: str, pods: list[Pod], step: Step) -> Iterator[Slot]:
+    """The pods of one role in the wanted revision that stay in this step. Those with the highest index go first."""
     live = sorted((pod for pod in pods if pod.live), key=lambda pod: (pod.home != role, pod.index))
     waiting = [pod for pod in live if not pod.ready]
     ready = [pod for pod in live if pod.ready]
     stay = waiting[: len(waiting) - step.end_new_waiting] + ready[: len(ready) - step.end_new_ready]
-    free = (index for index in range(len(taken) + step.create) if index not in taken)
-    slots = [Slot(role, pod.index, pod.home if pod.home != role else "") for pod in stay]
-    return sorted([*slots, *(Slot(role, next(free)) for _ in range(step.create))], key=lambda s: (s.born, s.index))
+    for pod in stay:
+        yield Slot(role, pod.index, pod.home if pod.home != role else "", pod.kv_slot, pod.returns_to)
+
+
+def _new(role: str, taken: set[int], berths: Iterator[tuple[str, str]], step: Step) -> Iterator[Slot]:
+    """The pods of one role that this step makes.
+
+    Each takes the lowest index that no pod made for the role has, dead and ending ones included (`taken`): a pod on a
+    node that is lost keeps its name for as long as the node is away, and must not keep its successor waiting.
+    """
+    free = (index for index in count() if index not in taken)
+    for index, (kv_slot, node) in islice(zip(free, berths, strict=False), step.create):
+        yield Slot(role, index, "", kv_slot, node)
 
 
 def _kept(old: list[Pod], step: Step) -> set[str]:

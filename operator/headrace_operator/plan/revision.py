@@ -8,12 +8,14 @@ alone reads. Two specs that differ in the order of their roles are the same.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from headrace_operator.api.types import Frozen
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
 LENGTH = 10
+KV_UNSEEN: Final = {"sharing": True, "disk": {"return_to_node": True, "volume": {"claim_template": {"size"}}}}
+"""What no engine is told of its KV tiers: who shares blocks is the gateway's business, the rest ours."""
 
 
 def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] | None = None) -> str:
@@ -27,7 +29,7 @@ def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] |
         "engine": _words(spec.engine),
         "parallelism": _words(spec.parallelism),
         "executor": spec.executor,
-        "kvCache": _words(spec.kv_cache),
+        "kvCache": _words(spec.kv_cache, exclude=KV_UNSEEN),
         "drain": _words(spec.drain),
         "recovery": _words(spec.recovery),
         "roles": {role.name: _role_words(role) for role in spec.roles},
