@@ -72,11 +72,12 @@ def node(file: Path, **place: Any) -> None:
     """The agent that owns one engine; first process of an engine pod."""
     contract = read(file, contracts.NodeContract)
     from headrace_runtime.engine.arguments import ClashError  # noqa: PLC0415
+    from headrace_runtime.mounted import ContractFile  # noqa: PLC0415
     from headrace_runtime.node import serve  # noqa: PLC0415
     from headrace_runtime.node.sweep import NotOursError  # noqa: PLC0415
 
     try:
-        serve.main(contract, Place(**place))
+        serve.main(contract, Place(**place), ContractFile(file, lambda file: parsed(file, contracts.NodeContract)))
     except (ClashError, NotOursError) as error:
         raise click.UsageError(str(error)) from error
 
@@ -107,10 +108,9 @@ def gateway(file: Path, **place: Any) -> None:
     """The only way in: OpenAI HTTP for clients, prefill and decode behind it."""
     contract = read(file, contracts.GatewayContract)
     from headrace_runtime.gateway import serve  # noqa: PLC0415
-    from headrace_runtime.gateway.reload import ContractFile  # noqa: PLC0415
+    from headrace_runtime.mounted import ContractFile  # noqa: PLC0415
 
-    source = ContractFile(file, lambda file: contracts.GatewayContract.model_validate(parse(file)))
-    serve.main(contract, Place(**place), source)
+    serve.main(contract, Place(**place), ContractFile(file, lambda file: parsed(file, contracts.GatewayContract)))
 
 
 @main.command()
@@ -138,12 +138,17 @@ ContractT = TypeVar("ContractT", bound=contracts.Frozen)
 def read(file: Path, kind: type[ContractT]) -> ContractT:
     """The contract in `file`. Ends the program with status 2 and every problem, if it is none of this kind."""
     try:
-        return kind.model_validate(parse(file))
+        return parsed(file, kind)
     except ValidationError as error:
         problems = [f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
         raise click.UsageError("\n".join([f"{file} is no {kind.__name__}:", *problems])) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def parsed(file: Path, kind: type[ContractT]) -> ContractT:
+    """The contract in `file`, as it is now. Raises OSError, ValueError, or RecursionError for nested nonsense."""
+    return kind.model_validate(parse(file))
 
 
 def parse(file: Path) -> Any:

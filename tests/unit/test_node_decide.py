@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from headrace_runtime.contract import Backoff, Engine, Model, NodeContract
 from headrace_runtime.node.decide import (
+    ADAPTERS_SECONDS,
     END_SECONDS,
     HEALTH_FAILURES,
     QUIET_SECONDS,
@@ -88,6 +89,14 @@ def step(seen: Seen) -> Decision:
         pytest.param(
             Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - 95, stalled_seconds=STALL_SECONDS)),
             "Kill", "BackOff", "EngineUnhealthy", id="an engine that lets nothing through hangs, however busy it is",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 9, NOW - 5), adapters_pending=True),
+            "Stay", "StartingEngine", "", id="an engine is not ready before it has its adapters",
+        ),
+        pytest.param(
+            Seen(weights="Usable", engine=EngineSeen(NOW - 99, NOW - ADAPTERS_SECONDS), adapters_pending=True),
+            "Stay", "Ready", "", id="adapters that do not come hold no engine back for long",
         ),
         pytest.param(
             Seen(weights="Usable", failures=1, failed_at=NOW - 0.1, was_ready=True, failure=CRASH),

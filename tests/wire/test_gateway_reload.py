@@ -24,8 +24,9 @@ from headrace_runtime.contract import (
 )
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.gateway import reload
-from headrace_runtime.gateway.reload import ContractFile, Live, Reloader
+from headrace_runtime.gateway.reload import Live, Reloader
 from headrace_runtime.gateway.serve import Gateway
+from headrace_runtime.mounted import ContractFile
 
 CONTRACT = GatewayContract(namespace="n", deployment="d", served_name="fake")
 

@@ -89,3 +89,26 @@ async def test_answers_nothing_while_it_hangs_and_everything_after() -> None:
             for response in await asyncio.gather(*asked):
                 assert response.status == 200
                 response.release()
+
+
+async def test_serves_adapters_by_their_names_and_knows_no_others() -> None:
+    async with FakeEngine().serving() as url, aiohttp.ClientSession() as client:
+
+        async def post(path: str, **words: Any) -> tuple[int, dict[str, Any]]:
+            async with client.post(url + path, json=words) as response:
+                text = await response.text()
+            return response.status, orjson.loads(text) if text.startswith("{") else {}
+
+        async def listed() -> list[str]:
+            async with client.get(url + "/v1/models") as response:
+                return [card["id"] for card in (await response.json())["data"]]
+
+        assert (await post(TEXT, model="legal", prompt="a"))[0] == 404
+        assert (await post("/v1/load_lora_adapter", lora_name="legal", lora_path="~/legal"))[0] == 200
+        assert (await post("/v1/load_lora_adapter", lora_name="legal", lora_path="~/other"))[0] == 400
+        assert await listed() == ["fake", "legal"]
+        assert (await post(TEXT, model="legal", prompt="a"))[1]["model"] == "legal"
+        assert (await post("/v1/unload_lora_adapter", lora_name="legal"))[0] == 200
+        assert (await post("/v1/unload_lora_adapter", lora_name="legal"))[0] == 404
+        assert (await post(TEXT, model="legal", prompt="a"))[1]["error"]["param"] == "model"
+        assert await listed() == ["fake"]

@@ -25,6 +25,7 @@ from prometheus_client.exposition import generate_latest
 
 from headrace_runtime.contract import REPLAY_FIELD
 from headrace_runtime.engine import fake_routes
+from headrace_runtime.engine.fake_adapters import FakeAdapters, unknown_model
 
 Fault = Literal["none", "status", "error_line", "error_event", "stall", "cut", "torn", "reset", "hang_transfer", "hang"]
 """What goes wrong with every completion. status: an HTTP 500 · error_line: vLLM's error event inside HTTP 200 ·
@@ -66,13 +67,14 @@ class Script:
 
 class FakeEngine:
     """One engine. `script` may be changed while it runs; `seen` holds every completion's body, `headers` its headers;
-    `aborted` counts clients that left before their answer's end."""
+    `aborted` counts clients that left before their answer's end; `adapters` are those that it was given."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.seen: list[Document] = []
         self.headers: list[dict[str, str]] = []
         self.aborted = 0
+        self.adapters = FakeAdapters()
         self.url = ""
         self._changed = asyncio.Event()
         self._engine_id = str(uuid.uuid4())
@@ -117,6 +119,7 @@ class FakeEngine:
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/v1/responses", self._complete)
         app.router.add_post("/v1/embeddings", self._embed)
+        self.adapters.add_routes(app)
         app.router.add_post("/tokenize", fake_routes.tokenize)
         app.router.add_post("/detokenize", fake_routes.detokenize)
         return app
@@ -138,12 +141,14 @@ class FakeEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         model = {"id": self.script.model, "object": "model", "max_model_len": self.script.max_model_len}
-        return web.json_response({"object": "list", "data": [model]})
+        return web.json_response({"object": "list", "data": [model, *self.adapters.cards(self.script.model)]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         document = await request.json()
         self.seen.append(document)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        if not self.adapters.answers_to(document.get("model"), self.script.model):
+            return unknown_model(document["model"])
         answer = self._respond if request.path == "/v1/responses" else self._answer
         self._running.inc()
         try:
@@ -272,6 +277,7 @@ class _Answer:
         self._logprobs = document.get("logprobs") not in (None, False)
         self._choices: int = document.get("n") or 1
         self._script = script
+        self._model = document.get("model") or script.model
         self._call_id = f"chatcmpl-tool-{uuid.uuid4().hex}"
 
     def whole(self, transfer: Document | None) -> Document:
@@ -346,8 +352,7 @@ class _Answer:
         return self._document("chat.completion.chunk" if self.chat else "text_completion", choices)
 
     def _document(self, kind: str, choices: list[Document]) -> Document:
-        model = self._script.model
-        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": model, "choices": choices}
+        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self._model, "choices": choices}
 
     def _usage(self, tokens: int) -> Document:
         tokens *= self._choices

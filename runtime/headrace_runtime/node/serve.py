@@ -9,9 +9,11 @@ from pathlib import Path
 
 import aiohttp
 
-from headrace_runtime.contract import NodeContract, Place
+from headrace_runtime.contract import Adapter, NodeContract, Place
 from headrace_runtime.engine import arguments
+from headrace_runtime.mounted import ContractFile
 from headrace_runtime.node import http, sweep
+from headrace_runtime.node.adapters import Adapters, Files, LocateError, Routes
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
@@ -20,16 +22,18 @@ from headrace_runtime.node.preflight import installed, lacks, loader_version
 from headrace_runtime.node.process import Children
 from headrace_runtime.node.raylet import Raylet
 from headrace_runtime.node.readiness import Client, Intervals
+from headrace_runtime.node.weights import Progress
 
 log = logging.getLogger(__name__)
 
 
-def main(contract: NodeContract, place: Place) -> None:
-    """Run until SIGTERM and the drain that follows. Raises NotOursError, ClashError; OSError for a port in use."""
-    asyncio.run(_serve(contract, place))
+def main(contract: NodeContract, place: Place, file: ContractFile[NodeContract]) -> None:
+    """Run until SIGTERM and the drain that follows; `file` is where the contract was read. Raises NotOursError,
+    ClashError; OSError for a port in use."""
+    asyncio.run(_serve(contract, place, file))
 
 
-async def _serve(contract: NodeContract, place: Place) -> None:
+async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeContract]) -> None:
     run_dir = Path(place.run_dir)
     sweep.prepare(run_dir)
     sweep.sweep()
@@ -40,10 +44,15 @@ async def _serve(contract: NodeContract, place: Place) -> None:
     output = Output(run_dir / "engine.log")
     raylet = Raylet(children, contract.ray, place, installed("ray") or "") if contract.ray and not image.lacks else None
     async with aiohttp.ClientSession(trust_env=False) as session:
-        client = Client(session, f"http://{place.address}:{place.engine_port}", contract.model.served_name)
+        url = f"http://{place.address}:{place.engine_port}"
+        client = Client(session, url, contract.model.served_name)
         command = partial(arguments.command, contract, place)
         parts = EngineParts(command, _launcher(contract, place, children), client, output, Intervals())
-        agent = Agent(contract, place, image, parts, raylet)
+        adapters = None
+        if contract.engine.lora is not None:
+            files = Files(Path(command(None).env["HOME"]), locate)
+            adapters = Adapters(contract.model.adapters, file, Routes(session, url), files)
+        agent = Agent(contract, place, image, parts, raylet, adapters)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.drain)
         runner = await http.listen(http.application(agent), place)
@@ -53,6 +62,13 @@ async def _serve(contract: NodeContract, place: Place) -> None:
             await runner.cleanup()
             output.close()
     log.info("left")
+
+
+def locate(adapter: Adapter, progress: Progress) -> Path:
+    """Where an adapter's files are."""
+    if not adapter.path:
+        raise LocateError(f"{adapter.source} is in no folder that is mounted")
+    return Path(adapter.path)
 
 
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:
