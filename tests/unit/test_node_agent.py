@@ -24,6 +24,7 @@ from headrace_runtime.node.output import Output
 from headrace_runtime.node.process import Children
 from headrace_runtime.node.readiness import Client, Intervals
 from headrace_runtime.node.sessions import members
+from tests import models
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +73,7 @@ async def running(
     backoff: Backoff | None = None,
 ) -> AsyncIterator[Running]:
     model = folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "weights.safetensors").write_bytes(b"weights")
+    models.write(model)
     contract = NodeContract(
         namespace="demo",
         deployment="chat",

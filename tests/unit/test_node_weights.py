@@ -1,30 +1,37 @@
+import errno
 import hashlib
+import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace_runtime.contract import Integrity
+from headrace_runtime.node import weights
+from headrace_runtime.node.hashing import file_digest
 from headrace_runtime.node.weights import (
     CancelledError,
+    Manner,
     ModelNotFoundError,
     Progress,
+    Reading,
+    examine,
     folder_digest,
     read,
 )
+from tests import models
 
 SOURCE = "node:///models/tiny"
-BODIES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "sub/tokenizer.json": b"[]"}
-DIGESTS = {path: hashlib.sha256(body).hexdigest() for path, body in BODIES.items()}
+DIGESTS = {path: hashlib.sha256(body).hexdigest() for path, body in models.FILES.items()}
+SIGNED = Path(__file__).parents[1] / "cases/signed"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    for path, body in BODIES.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(body)
-    return folder
+    return models.write(tmp_path / "model")
 
 
 def test_good_weights_are_verified(folder: Path) -> None:
@@ -33,7 +40,7 @@ def test_good_weights_are_verified(folder: Path) -> None:
     assert state.verified is True
     assert state.problems == ()
     assert state.digest == folder_digest(DIGESTS)
-    assert state.bytes_read == state.bytes_total == progress.bytes_read == sum(map(len, BODIES.values()))
+    assert state.bytes_read == state.bytes_total == progress.bytes_read == sum(map(len, models.FILES.values()))
 
 
 def test_the_digest_is_what_sha256sum_gives(folder: Path) -> None:
@@ -106,8 +113,8 @@ def test_a_link_to_anything_else_is_not_followed(folder: Path, target: str, prob
     (folder.parent / "outside").write_text("secret")
     (folder / "x").symlink_to(target)
     state = read(folder, SOURCE, Integrity(), Progress())
-    assert state.problems == (problem,)
-    assert state.digest == folder_digest(DIGESTS)
+    assert (state.reason, state.problems, state.bytes_read) == ("UnsafeFiles", (problem,), 0)
+    assert read(folder, SOURCE, Integrity(policy="Warn"), Progress()).digest == folder_digest(DIGESTS)
 
 
 def test_a_reading_can_be_cancelled(folder: Path) -> None:
@@ -115,3 +122,169 @@ def test_a_reading_can_be_cancelled(folder: Path) -> None:
     progress.cancelled.set()
     with pytest.raises(CancelledError):
         read(folder, SOURCE, Integrity(), progress)
+
+
+def test_pickles_are_refused_and_let_in_where_that_was_asked_for(folder: Path) -> None:
+    marker = folder.parent / "loaded"
+    (folder / "pytorch_model.bin").write_bytes(models.pickled(marker))
+    state = read(folder, SOURCE, Integrity(), Progress())
+    assert (state.verified, state.reason, state.digest) == (False, "UnsafeFiles", None)
+    assert state.problems[0].startswith("pytorch_model.bin: .bin files are pickles")
+    assert read(folder, SOURCE, Integrity(allow_pickle=True), Progress()).verified is True
+    assert not marker.exists()
+
+
+def test_truncated_weights_are_refused_before_anything_is_hashed(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 1000)
+    state = read(folder, SOURCE, Integrity(), Progress())
+    assert (state.verified, state.reason, state.bytes_read) == (False, "FilesDamaged", 0)
+    assert state.problems[0].startswith("model.safetensors: truncated")
+
+
+def test_with_a_warning_all_that_is_wrong_is_told(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 1000)
+    (folder / "x.pt").touch()
+    state = read(folder, SOURCE, Integrity(policy="Warn", files=DIGESTS), Progress())
+    assert (state.verified, state.reason) == (False, "UnsafeFiles")
+    assert [problem.partition(":")[0] for problem in state.problems] == [
+        "x.pt",
+        "model.safetensors",
+        "model.safetensors",
+        "x.pt",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_rights_is_named(folder: Path) -> None:
+    (folder / "config.json").chmod(0)
+    state = read(folder, SOURCE, Integrity(), Progress())
+    assert state.problems == ("config.json: cannot be read: Permission denied",)
+
+
+def test_a_file_that_cannot_be_read_is_named_once_and_gives_no_digest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, progress: Progress, *, past_cache: bool) -> str:
+        if path.name == "config.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return file_digest(path, progress, past_cache=past_cache)
+
+    monkeypatch.setattr(weights, "file_digest", failing)
+    state = read(folder, SOURCE, Integrity(files=DIGESTS, digest="sha256:other"), Progress())
+    assert (state.digest, state.reason) == (None, "FilesDamaged")
+    assert state.problems == ("config.json: cannot be read: Input/output error",)
+
+
+# ---- signatures
+
+
+def signed(tmp_path: Path, bundle: str = "p256.sig") -> Path:
+    folder = Path(shutil.copytree(SIGNED / "model", tmp_path / "signed"))
+    shutil.copy(SIGNED / bundle, folder / "model.sig")
+    return folder
+
+
+def by(key: str = "p256.pub", **more: Any) -> Integrity:
+    return Integrity(signer_key_file=str(SIGNED / key), **more)
+
+
+def test_a_signed_model_is_verified(tmp_path: Path) -> None:
+    state = read(signed(tmp_path), SOURCE, by(), Progress())
+    assert (state.verified, state.problems) == (True, ())
+    assert state.bytes_read == state.bytes_total > 0
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason", "says"),
+    [
+        (
+            lambda folder: (folder / "model.sig").unlink(),
+            "SignatureInvalid",
+            "there is no model.sig beside the weights",
+        ),
+        (lambda folder: (folder / "model.sig").write_text("{"), "SignatureInvalid", "no bundle of model-signing"),
+        (lambda folder: shutil.copy(SIGNED / "shards.sig", folder / "model.sig"), "SignatureInvalid", "whole files"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "DigestMismatch", "config.json: SHA-256 is"),
+        (lambda folder: (folder / "sub/tokenizer.json").unlink(), "DigestMismatch", "sub/tokenizer.json: missing"),
+        (lambda folder: (folder / "a.py").touch(), "DigestMismatch", "a.py: not in the signed list"),
+    ],
+)
+def test_what_is_not_as_it_was_signed_is_refused(
+    tmp_path: Path, harm: Callable[[Path], object], reason: str, says: str
+) -> None:
+    folder = signed(tmp_path)
+    harm(folder)
+    state = read(folder, SOURCE, by(), Progress())
+    assert (state.verified, state.reason) == (False, reason)
+    assert says in state.problems[0]
+
+
+def test_what_the_signer_ignored_may_be_there(tmp_path: Path) -> None:
+    folder = signed(tmp_path, "ignoring.sig")
+    models.write(folder, {"drafts/note.txt": b"any", ".gitattributes": b"any"})
+    assert read(folder, SOURCE, by(), Progress()).verified is True
+
+
+@pytest.mark.parametrize(("key", "says"), [("other.pub", "another key"), ("gone.pub", "key cannot be read: No such")])
+def test_another_key_or_none_verifies_nothing(tmp_path: Path, key: str, says: str) -> None:
+    state = read(signed(tmp_path), SOURCE, by(key), Progress())
+    assert (state.verified, state.reason, state.bytes_read) == (False, "SignatureInvalid", 0)
+    assert says in state.problems[0]
+    assert str(SIGNED) not in state.problems[0]
+
+
+def test_signature_manifest_and_pinned_digest_must_all_hold(tmp_path: Path) -> None:
+    folder = signed(tmp_path)
+    state = read(folder, SOURCE, by(digest="sha256:" + "0" * 64), Progress())
+    assert "pinned is sha256:000" in state.problems[0]
+    assert read(folder, SOURCE, by(digest=read(folder, SOURCE, by(), Progress()).digest), Progress()).verified is True
+
+
+# ---- read again
+
+
+def again(folder: Path, first: Reading, integrity: Integrity | None = None) -> Reading:
+    manner = Manner(earlier=first.digests, background=True)
+    return examine(folder, SOURCE, integrity or Integrity(), Progress(), manner)
+
+
+def test_nothing_changed_since_the_first_reading(folder: Path) -> None:
+    first = examine(folder, SOURCE, Integrity(), Progress())
+    second = again(folder, first)
+    assert (second.problems, second.state, second.digests) == ((), first.state, first.digests)
+
+
+def test_a_flipped_bit_since_the_first_reading_is_a_change(folder: Path) -> None:
+    first = examine(folder, SOURCE, Integrity(), Progress())
+    flip(folder / "model.safetensors")
+    (problem,) = again(folder, first, Integrity(digest=first.state.digest)).problems
+    assert (problem.reason, problem.changes) == ("DigestMismatch", True)
+    assert problem.message.startswith("model.safetensors: SHA-256 is ")
+
+
+def test_what_is_gone_or_new_is_no_change_of_what_was_loaded(folder: Path) -> None:
+    first = examine(folder, SOURCE, Integrity(), Progress())
+    (folder / "config.json").unlink()
+    (folder / "new.json").touch()
+    found = again(folder, first).problems
+    assert [problem.message for problem in found] == ["config.json: missing", "new.json: not in the first reading"]
+    assert not any(problem.changes for problem in found)
+
+
+def test_a_warning_that_was_given_is_given_again(folder: Path) -> None:
+    warned = Integrity(policy="Warn", digest="sha256:" + "0" * 64)
+    first = examine(folder, SOURCE, warned, Progress())
+    assert again(folder, first, warned).state.problems == first.state.problems != ()
+
+
+def test_files_that_are_trusted_are_not_read(folder: Path) -> None:
+    first = examine(folder, SOURCE, Integrity(), Progress())
+    flip(folder / "model.safetensors")
+    trusting = examine(folder, SOURCE, Integrity(), Progress(), Manner(trusted=first.digests))
+    assert trusting.state.digest == first.state.digest
+
+
+def flip(file: Path) -> None:
+    body = bytearray(file.read_bytes())
+    body[-1] ^= 1
+    file.write_bytes(body)

@@ -1,89 +1,131 @@
-"""Reads the model's folder once, before any engine may: is it there, and is it what was promised?
+"""Reads a model's folder: is it there, is it whole, and is it what was promised?
 
 The digest of a folder is that of its listing, as `sha256sum` would print it, sorted by path in byte order:
 
     cd MODEL && find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 
 written `sha256:HEX`. A symbolic link counts as the file it leads to as long as that is inside the folder; one that
-leads out is a problem, never followed. Called by `agent.py` in a thread; `Progress` may be read from any other.
+leads out is a problem, never followed. What the files' form alone says (`unsafe.py`), and whether the signature holds
+(`signature.py`), is known before a byte is hashed. Called in a thread, by `custody.py` for the model.
 """
 
-import hashlib
+__all__ = [
+    "CancelledError",
+    "Listing",
+    "Manner",
+    "ModelNotFoundError",
+    "Problem",
+    "Progress",
+    "Reading",
+    "examine",
+    "folder_digest",
+    "read",
+    "survey",
+]
+
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock
 
-from headrace_runtime.contract import Integrity, WeightsState
+from headrace_runtime.contract import Integrity, Reason, WeightsState
+from headrace_runtime.models.record import Stamp
+from headrace_runtime.node import signature, unsafe
+from headrace_runtime.node.hashing import CancelledError, Progress, file_digest, folder_digest
+from headrace_runtime.node.signature import SignatureError, Signed
 
-CHUNK_BYTES = 1 << 20
-THREADS = 4
+THREADS = 8
 PROBLEMS_SHOWN = 10
+BUNDLE_LIMIT = 64 << 20
+"""Bytes of a signature's bundle that are read: some hundred thousand files."""
+LOWEST_PRIORITY = 19
 
 
 class ModelNotFoundError(Exception):
     """The folder is not there, not a folder, or empty. The message is fit for a status: it names no path of a node."""
 
 
-class CancelledError(Exception):
-    """The agent was told to leave while it read."""
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file, or with the folder: its path first."""
 
-
-@dataclass
-class Progress:
-    """How far a reading has come, in bytes."""
-
-    bytes_total: int = 0
-    bytes_read: int = 0
-    cancelled: Event = field(default_factory=Event)
-    _lock: Lock = field(default_factory=Lock)
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self.bytes_read += count
-        if self.cancelled.is_set():
-            raise CancelledError
+    reason: Reason
+    message: str
+    changes: bool = True
+    """Whether bytes that an engine may have loaded are others now. Not so where a file is gone, cannot be read or is
+    new: that keeps an engine from starting, and says nothing against one that runs."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a folder, by path relative to it, and what is wrong with the folder itself."""
+    """The files of a folder by path relative to it, in byte order, and what is wrong with the folder itself."""
 
-    files: tuple[str, ...]
-    bytes_total: int
-    problems: tuple[str, ...]
+    files: Mapping[str, Stamp]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def bytes_total(self) -> int:
+        return sum(stamp.size for stamp in self.files.values())
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a folder is read, and what is known of it before."""
+
+    earlier: Mapping[str, str] | None = None
+    """SHA-256 by path of the reading that the engine was started upon: nothing may be otherwise."""
+    trusted: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by path of files that need not be read."""
+    background: bool = False
+    """One thread that yields to all others and leaves the page cache alone."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one reading found."""
+
+    state: WeightsState
+    listing: Listing
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 in hex by path; empty where nothing was hashed."""
+    problems: tuple[Problem, ...] = ()
+    code: tuple[str, ...] = ()
+    """Paths of Python files, which an engine runs if it was told to trust them."""
 
 
 def read(folder: Path, source: str, integrity: Integrity, progress: Progress) -> WeightsState:
+    """What `examine` finds, as it is told."""
+    return examine(folder, source, integrity, progress).state
+
+
+def examine(
+    folder: Path, source: str, integrity: Integrity, progress: Progress, manner: Manner | None = None
+) -> Reading:
     """Read `folder` whole and compare it with `integrity`; with policy Off, only see that it is there.
 
     `source` stands for the folder in messages. Raises ModelNotFoundError and CancelledError; a file that vanishes or
-    cannot be read is a problem of the returned state.
+    cannot be read is a problem of the returned state. What is refused for its form alone is not hashed.
     """
+    manner = manner or Manner()
     listing = survey(folder, source)
     if integrity.policy == "Off":
-        return WeightsState()
-    progress.bytes_total, progress.bytes_read = listing.bytes_total, 0
+        return Reading(WeightsState(), listing)
+    findings = unsafe.inspect(folder, listing.files)
+    problems, signed = [*listing.problems, *_judge(findings, integrity)], None
+    if integrity.signer_key_file is not None:
+        try:
+            signed = _signed(folder, listing, Path(integrity.signer_key_file))
+        except SignatureError as error:
+            problems.append(Problem("SignatureInvalid", f"the signature: {error}"))
     digests: dict[str, str] = {}
-    problems = list(listing.problems)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="weights") as threads:
-        readings = {path: threads.submit(file_digest, folder / path, progress) for path in listing.files}
-        for path, reading in readings.items():
-            try:
-                digests[path] = reading.result()
-            except OSError as error:
-                problems.append(f"{path}: cannot be read: {error.strerror}")
-    digest = folder_digest(digests)
-    problems += compare(digests, digest, integrity)
-    return WeightsState(
-        digest=digest,
-        bytes_total=progress.bytes_total,
-        bytes_read=progress.bytes_read,
-        verified=not problems,
-        problems=tuple(problems[:PROBLEMS_SHOWN]),
-    )
+    progress.bytes_total, progress.bytes_read = listing.bytes_total, 0
+    if not problems or integrity.policy == "Warn":
+        digests, unread = _digests(folder, listing, progress, manner)
+        problems += unread
+        problems += compare(digests, listing.files, integrity, signed, manner.earlier)
+    return Reading(_state(listing, digests, problems, progress), listing, digests, tuple(problems), findings.code)
 
 
 def survey(folder: Path, source: str) -> Listing:
@@ -92,24 +134,24 @@ def survey(folder: Path, source: str) -> Listing:
         raise ModelNotFoundError(f"{source} is not a folder")
     root = folder.resolve()
     unreadable: list[OSError] = []
-    files, problems, total = [], [], 0
+    files: dict[str, Stamp] = {}
+    problems: list[Problem] = []
     for path in _walk(root, unreadable.append):
         name = path.relative_to(root).as_posix()
-        if path.is_dir():
-            problems.append(f"{name}: a symbolic link to a folder")
-        elif not path.is_symlink() and not path.is_file():
-            problems.append(f"{name}: neither a file nor a folder")
-        elif not path.resolve().is_relative_to(root):
-            problems.append(f"{name}: a symbolic link that leads out of the model's folder")
-        elif not path.is_file():
-            problems.append(f"{name}: a symbolic link to no file")
-        else:
-            files.append(name)
-            total += path.stat().st_size
-    problems += [f"{Path(error.filename).relative_to(root)}: cannot be read: {error.strerror}" for error in unreadable]
+        try:
+            if (problem := _not_a_file(path, root)) is None:
+                files[name] = Stamp.of(path)
+            else:
+                problems.append(Problem("UnsafeFiles", f"{name}: {problem}", changes=False))
+        except OSError as error:
+            problems.append(_unread(name, error))
+    problems += [_unread(Path(error.filename).relative_to(root).as_posix(), error) for error in unreadable]
     if not files and not problems:
         raise ModelNotFoundError(f"{source} is empty")
-    return Listing(tuple(sorted(files, key=os.fsencode)), total, tuple(sorted(problems)))
+    return Listing(
+        {name: files[name] for name in sorted(files, key=os.fsencode)},
+        tuple(sorted(problems, key=lambda problem: problem.message)),
+    )
 
 
 def _walk(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -119,40 +161,122 @@ def _walk(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names + links)
 
 
-def file_digest(path: Path, progress: Progress) -> str:
-    """SHA-256 in hex of one file, counted into `progress` as it is read."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            progress.add(count)
-    return digest.hexdigest()
+def _not_a_file(path: Path, root: Path) -> str | None:
+    """Why an entry is no file of the folder; None if it is one. Raises OSError."""
+    if path.is_dir():
+        return "a symbolic link to a folder"
+    if not path.is_symlink():
+        return None if path.is_file() else "neither a file nor a folder"
+    if not path.resolve().is_relative_to(root):
+        return "a symbolic link that leads out of the model's folder"
+    return None if path.is_file() else "a symbolic link to no file"
 
 
-def folder_digest(digests: Mapping[str, str]) -> str:
-    """Digest of a folder from the digests of its files, by relative path."""
-    whole = hashlib.sha256()
-    for path in sorted(digests, key=os.fsencode):
-        whole.update(f"{digests[path]}  ".encode() + os.fsencode(path) + b"\n")
-    return f"sha256:{whole.hexdigest()}"
+def _unread(name: str, error: OSError) -> Problem:
+    return Problem("FilesDamaged", f"{name}: cannot be read: {error.strerror}", changes=False)
 
 
-def compare(digests: Mapping[str, str], digest: str, integrity: Integrity) -> list[str]:
-    """What differs from the manifest and from the pinned digest, a sentence each; empty if nothing does.
+def _judge(findings: unsafe.Findings, integrity: Integrity) -> Iterator[Problem]:
+    if not integrity.allow_pickle:
+        yield from (Problem("UnsafeFiles", message) for message in findings.unsafe)
+    yield from (Problem("FilesDamaged", message) for message in findings.damaged)
+    yield from (Problem("FilesDamaged", message, changes=False) for message in findings.absent)
 
-    A file that the manifest does not list is a difference too: an engine may load weights, or code, from any.
-    """
+
+def _signed(folder: Path, listing: Listing, key_file: Path) -> Signed:
+    if signature.BUNDLE not in listing.files:
+        raise SignatureError(f"there is no {signature.BUNDLE} beside the weights")
+    if listing.files[signature.BUNDLE].size > BUNDLE_LIMIT:
+        raise SignatureError(f"{signature.BUNDLE} is longer than {BUNDLE_LIMIT} bytes")
+    try:
+        key = key_file.read_bytes()
+    except OSError as error:
+        raise SignatureError(f"the signer's public key cannot be read: {error.strerror}") from error
+    try:
+        bundle = (folder / signature.BUNDLE).read_bytes()
+    except OSError as error:
+        raise SignatureError(f"{signature.BUNDLE} cannot be read: {error.strerror}") from error
+    return signature.verify(bundle, key)
+
+
+def _digests(
+    folder: Path, listing: Listing, progress: Progress, manner: Manner
+) -> tuple[dict[str, str], list[Problem]]:
+    """SHA-256 in hex by path, and the files that could not be read."""
+    found = {path: digest for path, digest in manner.trusted.items() if path in listing.files}
+    progress.add(sum(listing.files[path].size for path in found))
+    # The largest first, so that no thread is left alone with it in the end.
+    left = sorted(listing.files.keys() - found.keys(), key=lambda path: (-listing.files[path].size, path))
     problems = []
+    with _threads(manner.background) as threads:
+        hashing = partial(file_digest, progress=progress, past_cache=manner.background)
+        readings = {path: threads.submit(hashing, folder / path) for path in left}
+        for path, reading in readings.items():
+            try:
+                found[path] = reading.result()
+            except OSError as error:
+                problems.append(_unread(path, error))
+    return found, problems
+
+
+def _threads(background: bool) -> ThreadPoolExecutor:
+    if background:
+        lowest = partial(os.setpriority, os.PRIO_PROCESS, 0, LOWEST_PRIORITY)  # of the calling thread alone
+        return ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=lowest)
+    return ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))), thread_name_prefix="weights")
+
+
+def compare(
+    digests: Mapping[str, str],
+    there: Collection[str],
+    integrity: Integrity,
+    signed: Signed | None = None,
+    earlier: Mapping[str, str] | None = None,
+) -> list[Problem]:
+    """What differs from the manifest, the signed list, the earlier reading and the pinned digest; empty if nothing.
+
+    A file that a list does not name is a difference too: an engine may load weights, or code, from any. Of files that
+    are `there` and have no digest, because they could not be read, nothing is said.
+    """
+    problems: list[Problem] = []
     if integrity.files is not None:
-        for path in sorted({*digests, *integrity.files}):
-            expected, found = integrity.files.get(path), digests.get(path)
-            if found is None:
-                problems.append(f"{path}: missing")
-            elif expected is None:
-                problems.append(f"{path}: not in the manifest")
-            elif expected.lower() != found:
-                problems.append(f"{path}: SHA-256 is {found}, the manifest says {expected}")
-    if integrity.digest is not None and integrity.digest != digest:
-        problems.append(f"the folder: digest is {digest}, pinned is {integrity.digest}")
+        promised = {path: digest.lower() for path, digest in integrity.files.items()}
+        problems += _differences(digests, there, promised, "the manifest")
+    if signed is not None:
+        covered = {path: digest for path, digest in digests.items() if not signed.leaves_out(path)}
+        problems += _differences(covered, there, signed.files, "the signed list")
+    if earlier is not None:
+        problems += _differences(digests, there, earlier, "the first reading")
+    whole = folder_digest(digests)
+    # Where files are named that make it another one, it says nothing new.
+    if integrity.digest not in (None, whole) and not problems and len(digests) == len(there):
+        differs = f"the folder: digest is {whole}, pinned is {integrity.digest}"
+        problems.append(Problem("DigestMismatch", differs))
     return problems
+
+
+def _differences(
+    digests: Mapping[str, str], there: Collection[str], promised: Mapping[str, str], by: str
+) -> Iterator[Problem]:
+    for path in sorted({*digests, *promised}):
+        expected, found = promised.get(path), digests.get(path)
+        if expected is None:
+            yield Problem("DigestMismatch", f"{path}: not in {by}", changes=False)
+        elif found is not None and found != expected:
+            yield Problem("DigestMismatch", f"{path}: SHA-256 is {found}, in {by} it is {expected}")
+        elif path not in there:
+            yield Problem("DigestMismatch", f"{path}: missing", changes=False)
+
+
+def _state(
+    listing: Listing, digests: Mapping[str, str], problems: Collection[Problem], progress: Progress
+) -> WeightsState:
+    messages = tuple(dict.fromkeys(problem.message for problem in problems))
+    return WeightsState(
+        digest=folder_digest(digests) if digests and len(digests) == len(listing.files) else None,
+        bytes_total=progress.bytes_total,
+        bytes_read=progress.bytes_read,
+        verified=not problems,
+        reason=next(iter(problems)).reason if problems else "",
+        problems=messages[:PROBLEMS_SHOWN],
+    )

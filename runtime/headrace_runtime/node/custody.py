@@ -1,0 +1,172 @@
+"""Looks after the model's folder for as long as its agent lives: read before an engine may, and again while one serves.
+
+With policy Enforce no engine starts on files that were not read whole and found right; what is refused is looked at
+again once it was touched, so that a repair needs no new pod. A reading beside a running engine takes it out where bytes
+differ that it may have loaded. Files that are gone, new or cannot be read say nothing against a running engine (a
+volume that is away for a minute must not take every engine with it), but the next one starts after a whole reading.
+Owned by `agent.py`, which asks for the verdict and says when an engine starts and ends; `decide.py` judges it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from headrace_runtime.contract import NodeContract, WeightsState
+from headrace_runtime.node import weights
+from headrace_runtime.node.decide import Verdict
+from headrace_runtime.node.weights import CancelledError, Manner, ModelNotFoundError, Progress, Reading
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_SECONDS = 10.0
+"""Between two looks for a model's folder that was not there, or at one that was refused."""
+RESCAN_BYTES_PER_SECOND = float(64 << 20)
+"""Of a reading beside a running engine: a twentieth of a core, and of a slow SSD's bandwidth an eighth."""
+
+
+class Custody:
+    """The weights of one engine. `run` in a task; everything else from the agent's loop."""
+
+    def __init__(
+        self, contract: NodeContract, wake: Callable[[], None], look_again_seconds: float = LOOK_AGAIN_SECONDS
+    ) -> None:
+        self.verdict: Literal["Reading", "Usable"] | Verdict = "Reading"
+        self.refused_at = 0.0
+        """When the verdict turned against a running engine, on the clock of `time.monotonic`."""
+        self._model, self._wake, self._look_again = contract.model, wake, look_again_seconds
+        self._runs_code = contract.engine.extra_args.get("trust-remote-code") is True
+        self._progress = Progress()
+        self._state: WeightsState | None = None
+        self._notes: tuple[str, ...] = ()
+        self._idle = asyncio.Event()
+        """No engine runs."""
+        self._idle.set()
+        self._doubted = False
+        self._reread = asyncio.Event()
+
+    def state(self) -> WeightsState:
+        """As far as the first reading has come, or what the last one found."""
+        progress = self._progress
+        return self._state or WeightsState(bytes_total=progress.bytes_total, bytes_read=progress.bytes_read)
+
+    def cancel(self) -> None:
+        """End whatever is being read. Safe to repeat."""
+        self._progress.cancelled.set()
+
+    def engine_started(self) -> None:
+        self._idle.clear()
+
+    def engine_ended(self) -> None:
+        """All of it is gone. Where the files are in doubt, there is no next one before they were read."""
+        self._idle.set()
+        if self._doubted and self.verdict == "Usable":
+            self.verdict = "Reading"
+            self._reread.set()
+
+    async def run(self) -> None:
+        """Read, and read again, until cancelled; returns early where nothing is left to look after."""
+        with suppress(CancelledError):
+            while True:
+                reading = await self._admit()
+                if self._model.integrity.rescan_seconds is None or self._model.integrity.policy == "Off":
+                    return
+                await self._keep(reading, self._model.integrity.rescan_seconds)
+
+    async def _admit(self) -> Reading:
+        """Return once an engine may start."""
+        while True:
+            try:
+                reading = await self._read(Manner(), self._progress)
+            except ModelNotFoundError as missing:
+                self._decide(Verdict("ModelNotFound", str(missing)))
+                await asyncio.sleep(self._look_again)
+                continue
+            self._state = self._told(reading)
+            if reading.state.verified is not False or self._model.integrity.policy == "Warn":
+                self._doubted = False
+                self._reread.clear()
+                self._decide("Usable")
+                return reading
+            self._decide(Verdict(reading.state.reason, _brief(reading.state.problems)))
+            await self._touched(reading)
+
+    async def _keep(self, first: Reading, every: float) -> None:
+        """Read again now and then. Returns when only a whole reading may let another engine start."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await self._reread.wait()
+                    return
+            progress = Progress(rate=RESCAN_BYTES_PER_SECOND, cancelled=self._progress.cancelled)
+            try:
+                again = await self._read(Manner(earlier=first.digests, background=True), progress)
+            except ModelNotFoundError as missing:
+                again = Reading(WeightsState(problems=(str(missing),), verified=False), first.listing)
+            changes = [problem for problem in again.problems if problem.changes]
+            if not again.state.problems or self._model.integrity.policy == "Warn":
+                self._doubted = False
+                self._state = self._told(again)
+            elif changes:
+                self._state = self._told(again)
+                self.refused_at = time.monotonic()
+                self._decide(Verdict(changes[0].reason, _brief(tuple(problem.message for problem in changes))))
+                await self._idle.wait()
+                return
+            else:
+                self._doubt(again.state.problems)
+                if self._idle.is_set():
+                    self.engine_ended()
+
+    async def _read(self, manner: Manner, progress: Progress) -> Reading:
+        model = self._model
+        return await asyncio.to_thread(
+            weights.examine, Path(model.path), model.source, model.integrity, progress, manner
+        )
+
+    async def _touched(self, refused: Reading) -> None:
+        """Return once something is otherwise than when it was refused: a file, or the signer's key."""
+        key = self._signer_key()
+        while True:
+            await asyncio.sleep(self._look_again)
+            try:
+                listing = await asyncio.to_thread(weights.survey, Path(self._model.path), self._model.source)
+            except ModelNotFoundError:
+                return
+            if listing != refused.listing or self._signer_key() != key:
+                return
+
+    def _signer_key(self) -> bytes | None:
+        file = self._model.integrity.signer_key_file
+        try:
+            return Path(file).read_bytes() if file else None
+        except OSError:
+            return None
+
+    def _doubt(self, problems: tuple[str, ...]) -> None:
+        self._doubted = True
+        note = f"the files are not as they were when the engine started: {_brief(problems)}"
+        self._state = self.state().model_copy(update={"notes": (*self._notes, note)})
+
+    def _told(self, reading: Reading) -> WeightsState:
+        """What a reading found, with when it was and what else should be known."""
+        runs = self._runs_code and reading.code
+        self._notes = (f"the engine runs code from the model's folder: {_brief(reading.code)}",) if runs else ()
+        before = self._state.verified_at if self._state else None
+        at = time.time() if reading.state.verified else before
+        return reading.state.model_copy(update={"notes": self._notes, "verified_at": at})
+
+    def _decide(self, verdict: Literal["Usable"] | Verdict) -> None:
+        if isinstance(verdict, Verdict) and verdict != self.verdict:
+            log.warning("%s: %s", verdict.reason, verdict.message)
+        self.verdict = verdict
+        self._wake()
+
+
+def _brief(problems: tuple[str, ...]) -> str:
+    """The first of them: the message is repeated in several conditions, and the whole list stands in the state."""
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return problems[0] + more if problems else ""
