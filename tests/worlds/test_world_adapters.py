@@ -59,6 +59,8 @@ async def test_an_adapter_reaches_the_contracts_and_no_pod() -> None:
     for written in contracts(scene):
         (adapter,) = written["model"]["adapters"]
         assert adapter["path"] == "/var/run/headrace/adapters/legal"
+    gateway = scene.cluster.objects["ConfigMap", "demo", "chat-gateway"]["data"]["contract.json"]
+    assert json.loads(gateway)["adapters"] == ["legal"]
     assert scene.condition(c.READY) == "True"
 
 

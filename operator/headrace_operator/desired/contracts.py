@@ -56,6 +56,7 @@ def gateway(subject: Subject) -> contract.GatewayContract:
         namespace=subject.ref.namespace,
         deployment=names.label(subject.name),
         served_name=subject.served_name,
+        adapters=tuple(adapter.name for adapter in spec.model.adapters),
         routing=spec.gateway.routing.policy,
         kv_sharing=spec.kv_cache.sharing,
         keys_folder=contract.KEYS_MOUNT if spec.gateway.api_keys_secret_ref else None,
