@@ -10,14 +10,15 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from headrace_runtime.contract import NodeContract, NodeState, Place, WeightsState
-from headrace_runtime.node import weights
+from headrace_runtime.contract import NodeContract, NodeState, Place
+from headrace_runtime.node.adapters import Adapters
+from headrace_runtime.node.custody import Custody
 from headrace_runtime.node.decide import Decision, Seen, Verdict, decide
 from headrace_runtime.node.engine import EngineLife, EngineParts
+from headrace_runtime.node.kv import KvTier
 from headrace_runtime.node.launch import LaunchError
 from headrace_runtime.node.raylet import Raylet
 from headrace_runtime.node.sweep import sweep
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS = 0.2
 SUPERVISED_SECONDS = 10.0
-LOOK_AGAIN_SECONDS = 10.0
-"""Between two looks for a model's folder that was not there."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,26 @@ class Failures:
         self.count, self.was_ready, self.last = 0, False, None
 
 
-@dataclass
-class Weights:
-    """The reading of the model's folder, as far as it has come."""
-
-    progress: weights.Progress = field(default_factory=weights.Progress)
-    state: WeightsState | None = None
-    verdict: Literal["Reading", "Usable"] | Verdict = "Reading"
-
-
 class Agent:
     """Owner of one engine. `run` returns when the engine has been drained and ended."""
 
     def __init__(
-        self, contract: NodeContract, place: Place, image: Image, parts: EngineParts, raylet: Raylet | None = None
+        self,
+        contract: NodeContract,
+        place: Place,
+        image: Image,
+        parts: EngineParts,
+        raylet: Raylet | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.contract, self.place, self.image = contract, place, image
-        self._parts, self._raylet = parts, raylet
+        self._parts, self._raylet, self._adapters = parts, raylet, adapters
         self._now: Callable[[], float] = time.monotonic
         self._engine: EngineLife | None = None
         self._failures = Failures()
-        self._weights = Weights()
+        self._wake = asyncio.Event()
+        self._weights = Custody(contract, self._wake.set)
+        self._kv = KvTier(contract, Path(place.run_dir))
         self._draining_at: float | None = None
         self._decision = Decision("Stay", "Waiting")
         self._phase_since = self._stepped_at = self._now()
@@ -84,7 +82,6 @@ class Agent:
         self._starts = 0
         self._ready_seconds: float | None = None
         self._supervisor = ("", float("-inf"))
-        self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         """The first engine has come to something, good or bad."""
 
@@ -94,7 +91,7 @@ class Agent:
         """Leave once the engine has no request left, or `drain_seconds` have passed. Safe to repeat."""
         if self._draining_at is None:
             self._draining_at = self._now()
-            self._weights.progress.cancelled.set()
+            self._weights.cancel()
             self._enter(Decision("Stay", "Draining"))  # at once: a readiness probe may come before the next step
             self._wake.set()
 
@@ -108,8 +105,6 @@ class Agent:
         now, decision, engine = self._now(), self._decision, self._engine
         actor, heard_at = self._supervisor
         supervised = now - heard_at <= SUPERVISED_SECONDS
-        progress = self._weights.progress
-        reading = WeightsState(bytes_total=progress.bytes_total, bytes_read=progress.bytes_read)
         return NodeState(
             pod=self.place.name,
             role=self.contract.role,
@@ -122,7 +117,9 @@ class Agent:
             engine_restarts=self._restarts,
             since_seconds=now - self._phase_since,
             ready_seconds=self._ready_seconds,
-            weights=self._weights.state or reading,
+            weights=self._weights.state(),
+            kv=self._kv.state(),
+            adapters=self._adapters.states() if self._adapters else (),
             ray=self._raylet.state(supervised) if self._raylet else None,
             supervisor=actor if supervised else None,
         )
@@ -133,7 +130,9 @@ class Agent:
         """Step until the engine is drained. What it started is gone when it returns, or raises."""
         background = []
         if not self.image.lacks:
-            background = [asyncio.create_task(self._read_weights()), asyncio.create_task(self._warm())]
+            background = [asyncio.create_task(self._weights.run()), asyncio.create_task(self._warm())]
+            if self._adapters:
+                background.append(asyncio.create_task(self._adapters.run()))
         if self._raylet:
             background.append(asyncio.create_task(self._join_ray(self._raylet)))
         try:
@@ -146,7 +145,7 @@ class Agent:
                         await self._wake.wait()
                 self._wake.clear()
         finally:
-            self._weights.progress.cancelled.set()
+            self._weights.cancel()
             for task in background:
                 task.cancel()
             if self._engine:
@@ -170,7 +169,8 @@ class Agent:
         return decision.act != "Leave"
 
     def _look(self, now: float) -> Seen:
-        if self._engine and self._draining_at is not None:
+        refused = isinstance(self._weights.verdict, Verdict)
+        if self._engine and (refused or self._draining_at is not None):
             self._engine.drain()
         engine = self._engine.seen(now) if self._engine else None
         if engine and engine.ready_at is not None and not engine.ended and self._ready_seconds is None:
@@ -182,11 +182,13 @@ class Agent:
         return Seen(
             lacks=self.image.lacks,
             weights=self._weights.verdict,
+            refused_at=self._weights.refused_at,
             engine=engine,
             failures=failures.count,
             failed_at=failures.at,
             was_ready=failures.was_ready,
             failure=failures.last,
+            adapters_pending=self._adapters is not None and self._adapters.pending,
             draining_at=self._draining_at,
         )
 
@@ -202,7 +204,12 @@ class Agent:
         self._restarts = self._starts
         self._starts += 1
         self._ready_seconds = None
-        self._engine = EngineLife(self._parts, self._weights.state and self._weights.state.digest, self._now)
+        if self._adapters:
+            self._adapters.engine_started()
+        weights = self._weights.state().digest
+        self._kv.engine_starts(weights)
+        self._engine = EngineLife(self._parts, weights, self._now)
+        self._weights.engine_started()
 
     async def _kill(self, decision: Decision, now: float) -> None:
         assert self._engine
@@ -211,33 +218,14 @@ class Agent:
         if not await self._engine.kill():
             return  # something of it still holds its device: again at the next step
         self._engine = None
+        self._weights.engine_ended()
         await asyncio.to_thread(sweep)
-        if decision.reason:
+        if decision.phase == "BackOff":
             message = f"{decision.message}: {why}" if why else decision.message
             self._failures.note(Verdict(decision.reason, message), now, was_ready)
             log.warning("%s", message)
 
     # ---- beside the loop ----------------------------------------------------------------------------------------
-
-    async def _read_weights(self) -> None:
-        """Read the folder; while there is none, look again now and then, since a volume may be filled later."""
-        model, found = self.contract.model, self._weights
-        while True:
-            try:
-                state = await asyncio.to_thread(
-                    weights.read, Path(model.path), model.source, model.integrity, found.progress
-                )
-            except weights.ModelNotFoundError as missing:
-                found.verdict = Verdict("ModelNotFound", str(missing))
-                await asyncio.sleep(LOOK_AGAIN_SECONDS)
-                continue
-            except weights.CancelledError:
-                return
-            found.state = state
-            refused = state.verified is False and model.integrity.policy == "Enforce"
-            found.verdict = Verdict("DigestMismatch", _brief(state.problems)) if refused else "Usable"
-            self._wake.set()
-            return
 
     async def _warm(self) -> None:
         try:
@@ -250,9 +238,3 @@ class Agent:
         if self.contract.engine.device == "cpu":
             await self._settled.wait()
         await raylet.run()
-
-
-def _brief(problems: tuple[str, ...]) -> str:
-    """The first of them: the message is repeated in several conditions, and the whole list stands in the state."""
-    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return problems[0] + more if problems else ""

@@ -10,7 +10,7 @@ Owned by `agent.py`, which asks for the verdict and says when an engine starts a
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from typing import Literal
 from headrace_runtime.contract import NodeContract, WeightsState
 from headrace_runtime.node import weights
 from headrace_runtime.node.decide import Verdict
-from headrace_runtime.node.weights import CancelledError, Manner, ModelNotFoundError, Progress, Reading
+from headrace_runtime.node.weights import CancelledError, Listing, Manner, ModelNotFoundError, Progress, Reading
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Custody:
         self._progress = Progress()
         self._state: WeightsState | None = None
         self._notes: tuple[str, ...] = ()
+        self._first: Mapping[str, str] | None = None
+        """SHA-256 by path of the files that the first engine was started upon: pinned while the agent lives."""
         self._idle = asyncio.Event()
         """No engine runs."""
         self._idle.set()
@@ -71,30 +73,31 @@ class Custody:
         """Read, and read again, until cancelled; returns early where nothing is left to look after."""
         with suppress(CancelledError):
             while True:
-                reading = await self._admit()
+                await self._admit()
                 if self._model.integrity.rescan_seconds is None or self._model.integrity.policy == "Off":
                     return
-                await self._keep(reading, self._model.integrity.rescan_seconds)
+                await self._keep(self._model.integrity.rescan_seconds)
 
-    async def _admit(self) -> Reading:
+    async def _admit(self) -> None:
         """Return once an engine may start."""
         while True:
             try:
-                reading = await self._read(Manner(), self._progress)
+                reading = await self._read(Manner(earlier=self._first), self._progress)
             except ModelNotFoundError as missing:
                 self._decide(Verdict("ModelNotFound", str(missing)))
                 await asyncio.sleep(self._look_again)
                 continue
             self._state = self._told(reading)
             if reading.state.verified is not False or self._model.integrity.policy == "Warn":
+                self._first = self._first or reading.digests or None
                 self._doubted = False
                 self._reread.clear()
                 self._decide("Usable")
-                return reading
+                return
             self._decide(Verdict(reading.state.reason, _brief(reading.state.problems)))
             await self._touched(reading)
 
-    async def _keep(self, first: Reading, every: float) -> None:
+    async def _keep(self, every: float) -> None:
         """Read again now and then. Returns when only a whole reading may let another engine start."""
         while True:
             with suppress(TimeoutError):
@@ -103,9 +106,9 @@ class Custody:
                     return
             progress = Progress(rate=RESCAN_BYTES_PER_SECOND, cancelled=self._progress.cancelled)
             try:
-                again = await self._read(Manner(earlier=first.digests, background=True), progress)
+                again = await self._read(Manner(earlier=self._first, background=True), progress)
             except ModelNotFoundError as missing:
-                again = Reading(WeightsState(problems=(str(missing),), verified=False), first.listing)
+                again = Reading(WeightsState(problems=(str(missing),), verified=False), Listing({}))
             changes = [problem for problem in again.problems if problem.changes]
             if not again.state.problems or self._model.integrity.policy == "Warn":
                 self._doubted = False

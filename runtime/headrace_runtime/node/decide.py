@@ -4,7 +4,7 @@ Pure: a frozen `Seen`, the time and the contract in, a `Decision` out. It keeps 
 the same answer, and its tests are tables. `agent.py` looks, asks here, and acts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from headrace_runtime.contract import Backoff, NodeContract, Phase, Reason
@@ -16,6 +16,8 @@ STILL_SECONDS = 5.0
 STALL_SECONDS = 60.0
 """One that has let nothing pass through EngineCore for this long hangs too, however busy: its front end alone may still
 say 200."""
+ADAPTERS_SECONDS = 60.0
+"""How long an engine that answers is held back for adapters that its clients may ask it for."""
 QUIET_SECONDS = 2.0
 """How long a draining engine must have had no request: one routed just before is still under way to it."""
 END_SECONDS = 10.0
@@ -54,6 +56,8 @@ class Seen:
     lacks: Verdict | None = None
     """What the image does not carry."""
     weights: Literal["Reading", "Usable"] | Verdict = "Reading"
+    refused_at: float = 0.0
+    """When the weights were found bad under a running engine."""
     engine: EngineSeen | None = None
     failures: int = 0
     """Engines in a row that ended since one was last ready; the one that was ready counts."""
@@ -61,6 +65,8 @@ class Seen:
     was_ready: bool = False
     """The first of these failures ended an engine that was ready: its restart need not wait."""
     failure: Verdict | None = None
+    adapters_pending: bool = False
+    """The engine has yet to be given the adapters that it should have from its start."""
     draining_at: float | None = None
 
 
@@ -80,9 +86,9 @@ def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
     if seen.lacks:
         return Decision("Stay", "Failed", seen.lacks.reason, seen.lacks.message)
     if isinstance(seen.weights, Verdict):
-        return Decision("Stay", "Failed", seen.weights.reason, seen.weights.message)
+        return _refuse(seen.engine, seen.weights, now - seen.refused_at, now, contract)
     if seen.engine:
-        return _watch(seen.engine, now, contract)
+        return _watch(seen.engine, seen.adapters_pending, now, contract)
     if seen.weights == "Reading":
         return Decision("Stay", "VerifyingWeights")
     return _start(seen, now, contract)
@@ -96,7 +102,16 @@ def restart_delay(failures: int, was_ready: bool, backoff: Backoff) -> float:
     return float(min(backoff.max_seconds, backoff.base_seconds * 2.0 ** min(doublings, 32)))
 
 
-def _watch(engine: EngineSeen, now: float, contract: NodeContract) -> Decision:
+def _refuse(
+    engine: EngineSeen | None, why: Verdict, refused_for: float, now: float, contract: NodeContract
+) -> Decision:
+    """Nothing starts on weights that were refused. What runs has loaded them before: its streams may end in time."""
+    if engine is None:
+        return Decision("Stay", "Failed", why.reason, why.message)
+    return replace(_drain(engine, refused_for, now, contract), reason=why.reason, message=why.message)
+
+
+def _watch(engine: EngineSeen, adapters_pending: bool, now: float, contract: NodeContract) -> Decision:
     if engine.ended:
         # Whatever its exit code: an engine is not a thing that finishes.
         return Decision("Kill", "BackOff", "EngineFailed", f"the engine {engine.ended}")
@@ -115,6 +130,8 @@ def _watch(engine: EngineSeen, now: float, contract: NodeContract) -> Decision:
     if engine.stalled_seconds >= STALL_SECONDS:
         stalled = f"the engine has let no request through for {STALL_SECONDS:g} s"
         return Decision("Kill", "BackOff", "EngineUnhealthy", stalled)
+    if adapters_pending and now - engine.ready_at < ADAPTERS_SECONDS:
+        return Decision("Stay", "StartingEngine", message="the engine is given its adapters")
     return Decision("Stay", "Ready")
 
 
