@@ -46,7 +46,7 @@ def reported(
         return None
     by_node: dict[str, list[KvState]] = {}
     for pod in pods:
-        if pod.live and pod.node and pod.kv_slot:
+        if pod.live and pod.node:
             kv = pod.agent.kv if pod.agent is not None else None
             by_node.setdefault(pod.node, []).extend([kv] if kv is not None else [])
     known = {node.node: node for node in before.nodes} if before is not None else {}

@@ -280,7 +280,8 @@ def kv_cache_ready(known: Known) -> Judgement:
     if found.opened < wanted.engines:
         said = f"{found.opened} of {wanted.engines} engines have opened their disk."
         return Judgement("Unknown", Reason.OPENING, said)
-    return Judgement("True", Reason.ON_DISK, f"{found.opened} engines keep KV blocks on {len(found.nodes)} nodes.")
+    said = f"{found.opened} engines keep KV blocks on disk, nodes: {len(found.nodes)}."
+    return Judgement("True", Reason.ON_DISK, said)
 
 
 def _key_missing(known: Known, disk: DiskCache | None) -> str | None:

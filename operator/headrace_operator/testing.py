@@ -195,7 +195,7 @@ class Scene:
         obj = self.cluster.objects["Pod", self.ref.namespace, pod]
         meta, labels = obj["metadata"], obj["metadata"]["labels"]
         if labels[names.COMPONENT] == "engine":
-            if names.KV_SLOT in labels:
+            if any(volume["name"] == "kv" for volume in obj["spec"]["volumes"]):
                 back = (meta.get("annotations") or {}).get(names.RETURNS_TO)
                 obj["spec"].setdefault("nodeName", node or back or f"node-{self._addresses}")
                 state.setdefault("kv", KvState(ready=True, bytes_limit=1000))

@@ -86,7 +86,13 @@ class DiskCache(Frozen):
     encryption: Encryption | None = None
     """Encrypt the blocks. Default: they are not encrypted."""
     return_to_node: ReturnToNode = ReturnToNode()
-    """A replaced engine waits for the node that holds its blocks."""
+    """A replaced engine waits for the node that holds its blocks. Those in an emptyDir go with their pod, and nobody
+    waits for them."""
+
+    @property
+    def outlives_pods(self) -> bool:
+        """Whether another pod can read the blocks."""
+        return self.volume.empty_dir is None
 
 
 class KVCache(Frozen):

@@ -39,9 +39,11 @@ def with_tiers(pod: Object, subject: Subject, slot: Slot) -> Object:
         spec = _with_disk(spec, container["image"], disk, names.kv_claim(subject.name, _kv_slot(slot)))
         mounts = [{"name": "kv", "mountPath": contract.KV_MOUNT}, *_key_mounts(disk)]
         container = container | {"volumeMounts": [*container["volumeMounts"], *mounts]}
-        labels = {**pod["metadata"]["labels"], names.KV_SLOT: _kv_slot(slot)}
-        pod = pod | {"metadata": {**pod["metadata"], "labels": labels}}
-    return pod | {"spec": {**spec, "containers": [container, *others]}}
+    labels = {**pod["metadata"]["labels"], **({names.KV_SLOT: slot.kv_slot} if slot.kv_slot else {})}
+    return pod | {
+        "metadata": {**pod["metadata"], "labels": labels},
+        "spec": {**spec, "containers": [container, *others]},
+    }
 
 
 def returning(pod: Object, node: str) -> Object:

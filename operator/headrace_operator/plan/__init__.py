@@ -34,7 +34,7 @@ def make_plan(
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
     engines = labelled(observed.engines(), sizes)
-    disk = spec.kv_cache.disk
+    disk = spec.kv_cache.disk if spec.kv_cache.disk and spec.kv_cache.disk.outlives_pods else None
     blocks: dict[str, str] = {}
     if disk is not None:
         engines = let_go(engines, placement, disk.return_to_node)
