@@ -39,7 +39,7 @@ from local.provider import ClusterStatus, NodeStatus
 from local.steps import Steps
 
 # Mount points that nodes need on the machine; made if absent, and then removed again by `down`.
-MOUNT_POINTS = ("/var/lib/kubelet", "/var/lib/cni")
+MOUNT_POINTS = ("/var/lib/kubelet", "/var/lib/cni", "/var/lib/headrace")
 PROGRAMS = (
     "containerd",
     "ctr",

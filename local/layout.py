@@ -23,7 +23,7 @@ DNS_SERVICE = "10.96.0.10"
 PODS = "10.244.0.0/16"
 HUB_ADDRESS = "172.31.240.1"
 # Machine-wide facts of a node that a bind mount cannot replace: these folders are empty inside a node, or its own.
-HIDDEN_IN_A_NODE = ("/opt", "/run", "/var/log", "/var/lib/kubelet", "/var/lib/cni")
+HIDDEN_IN_A_NODE = ("/opt", "/run", "/var/log", "/var/lib/kubelet", "/var/lib/cni", "/var/lib/headrace")
 MOST_NODES = 9
 LONGEST_HOME = 80  # the kernel takes 107 letters for the path of a socket
 

@@ -41,7 +41,7 @@ over /proc/sys/kernel/random/boot_id "$(cat /proc/sys/kernel/random/uuid)"
 [ ! -e /etc/machine-id ] || over /etc/machine-id "$(printf %s "$name-$folder" | md5sum | cut -c1-32)"
 
 if [ "$role" = node ]; then
-  for own in /var/lib/kubelet /var/lib/cni /var/log; do # the usual paths, with contents of its own
+  for own in /var/lib/kubelet /var/lib/cni /var/lib/headrace /var/log; do # the usual paths, with contents of its own
     mkdir -p "$folder/own$own"
     mount --bind "$folder/own$own" "$own"
   done
