@@ -108,12 +108,21 @@ class Server:
 
     def prompt_tokens(self, source: str) -> float:
         """`vllm:prompt_tokens_by_source_total` for one source."""
+        return self._counted("prompt_tokens_by_source", source)
+
+    def cached_tokens(self, source: str) -> float:
+        """Tokens of prompts that were not computed: `vllm:prompt_tokens_cached_by_source_total` for one source."""
+        return self._counted("prompt_tokens_cached_by_source", source)
+
+    def _counted(self, name: str, source: str) -> float:
         lines = self.ask("/metrics")[1].decode().splitlines()
-        pattern = re.compile(rf'^vllm:prompt_tokens_by_source_total{{.*source="{source}".*}} (\S+)$')
+        pattern = re.compile(rf'^vllm:{name}_total{{.*source="{source}".*}} (\S+)$')
         return sum(float(found[1]) for line in lines if (found := pattern.match(line)))
 
 
-def command(model: Path, place: Place, role: RoleName = "serve", **engine: Any) -> arguments.Command:
+def command(
+    model: Path, place: Place, role: RoleName = "serve", weights: str | None = None, **engine: Any
+) -> arguments.Command:
     """What starts an engine that serves `tiny`, whichever model that is. `engine`: fields of the contract's engine."""
     transfer = None if role == "serve" else Transfer()
     fields = {"max_model_len": 4096, "kv_cache_bytes": KV_BYTES, "transfer": transfer, **engine}
@@ -125,7 +134,7 @@ def command(model: Path, place: Place, role: RoleName = "serve", **engine: Any) 
         model=Model(source="node:///tiny", path=str(model), served_name="tiny"),
         engine=Engine(device="cpu", **fields),
     )
-    return arguments.command(contract, place)
+    return arguments.command(contract, place, weights)
 
 
 def up(warm: Warm, launch: arguments.Command, server: Server, log: str) -> int:
