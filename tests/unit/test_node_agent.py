@@ -55,7 +55,7 @@ class Running:
         return NodeState.model_validate_json((await self.get("/state"))[1])
 
     async def until(self, condition: Callable[[NodeState], bool]) -> NodeState:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while not condition(state := await self.state()):
                 if self.task.done():
                     self.task.result()
@@ -197,6 +197,29 @@ async def test_a_warning_lets_the_engine_start(tmp_path: Path) -> None:
         state = await node.until(ready)
         assert state.weights.verified is False
         assert state.weights.problems
+
+
+async def test_bits_that_flip_under_an_engine_end_it_after_its_streams_until_they_are_repaired(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    options = ("--tokens", "30", "--itl", "0.05")
+    async with running(tmp_path, integrity=Integrity(rescan_seconds=0.1), options=options) as node:
+        first = await node.until(ready)
+        assert first.engine_pid
+        question = {"model": "m", "prompt": "x", "stream": True, "max_tokens": 30}
+        async with node.session.post(f"{node.engine_url}/v1/completions", json=question) as stream:
+            await stream.content.readline()
+            good = weights.read_bytes()
+            weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+            state = await node.until(lambda state: state.phase == "Draining")
+            assert state.reason == "DigestMismatch"
+            assert (await node.get("/readyz")) == (503, "Draining DigestMismatch\n")
+            assert (await stream.text()).rstrip().endswith("data: [DONE]")
+        state = await node.until(lambda state: state.phase == "Failed")
+        assert (state.reason, state.engine_pid, state.weights.verified) == ("DigestMismatch", None, False)
+        assert members(first.engine_pid) == set()
+        weights.write_bytes(good)
+        again = await node.until(ready)
+        assert (again.weights.verified, again.reason) == (True, "")
 
 
 async def test_an_image_without_an_engine_is_said_and_nothing_is_tried(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The agent's one step, as a table: what is seen, what is done, what the status says."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +211,36 @@ def test_never_two_engines_and_none_from_weights_that_are_not_verified(
         assert engine is not None
     if decision.act == "Leave":
         assert draining_at is not None
+
+
+# ---- weights that were found bad under a running engine
+
+BAD = Verdict("DigestMismatch", "a.safetensors: SHA-256 is")
+
+
+@pytest.mark.parametrize(
+    ("engine", "act", "phase"),
+    [
+        (None, "Stay", "Failed"),
+        (replace(READY, quiet_seconds=0.0), "Stay", "Draining"),
+        (replace(READY, quiet_seconds=QUIET_SECONDS), "Terminate", "Draining"),
+        (replace(READY, terminated_at=NOW - 1), "Stay", "Draining"),
+        (replace(READY, terminated_at=NOW - END_SECONDS), "Kill", "Draining"),
+        (replace(READY, ended="ended with exit code 0"), "Kill", "Draining"),
+        (EngineSeen(started_at=NOW - 1), "Kill", "Draining"),
+    ],
+)
+def test_an_engine_on_bad_weights_ends_its_streams_and_no_other_starts(
+    engine: EngineSeen | None, act: str, phase: str
+) -> None:
+    decision = step(Seen(weights=BAD, refused_at=NOW - 10, engine=engine))
+    assert (decision.act, decision.phase, decision.reason, decision.message) == (act, phase, BAD.reason, BAD.message)
+
+
+def test_streams_on_bad_weights_have_no_longer_than_any_drain() -> None:
+    late = Seen(weights=BAD, refused_at=NOW - CONTRACT.drain_seconds, engine=READY)
+    assert step(late).act == "Terminate"
+
+
+def test_a_fetch_has_a_phase_of_its_own() -> None:
+    assert step(Seen(weights="Fetching")) == Decision("Stay", "FetchingWeights")

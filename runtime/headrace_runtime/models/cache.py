@@ -80,6 +80,24 @@ class Cache:
                 self._touch(folder.name)
                 os.close(descriptors.pop())
 
+    def discard(self, folder: Path) -> None:
+        """Remove a model that is held and was found damaged. Who else runs on it has it open, and loses its name only.
+        Does nothing where somebody has removed it before: there may be a better copy by now. Raises FetchError."""
+        with self._lock:
+            descriptors = self._held.get(folder.name, [])
+            descriptor = descriptors.pop() if descriptors else None
+        if descriptor is None:
+            return
+        try:
+            with self._counting():
+                lock = self.path / f"{folder.name}.lock"
+                if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                    self._erase(folder.name)
+        except OSError as error:
+            raise disk_error(error) from None
+        finally:
+            os.close(descriptor)
+
     def records(self) -> Iterator[tuple[str, Record]]:
         """Of the complete models, by key."""
         for entry in sorted(self.path.iterdir()):

@@ -1,7 +1,8 @@
-"""Looks after the model's folder for as long as its agent lives: read before an engine may, and again while one serves.
+"""Looks after the model's folder for as long as its agent lives: fetched, read before an engine may, read again later.
 
 With policy Enforce no engine starts on files that were not read whole and found right; what is refused is looked at
-again once it was touched, so that a repair needs no new pod. A reading beside a running engine takes it out where bytes
+again once it was touched, so that a repair needs no new pod, and a damaged copy in the node's cache is thrown away and
+fetched again, once. A reading beside a running engine takes it out where bytes
 differ that it may have loaded. Files that are gone, new or cannot be read say nothing against a running engine (a
 volume that is away for a minute must not take every engine with it), but the next one starts after a whole reading.
 Owned by `agent.py`, which asks for the verdict and says when an engine starts and ends; `decide.py` judges it.
@@ -16,7 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from headrace_runtime.contract import NodeContract, WeightsState
+from headrace_runtime.models.errors import CancelledError as FetchCancelledError
+from headrace_runtime.models.errors import FetchError
+from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.node import weights
+from headrace_runtime.node.copies import Copies, intact, untouched
 from headrace_runtime.node.decide import Verdict
 from headrace_runtime.node.weights import CancelledError, Listing, Manner, ModelNotFoundError, Progress, Reading
 
@@ -34,14 +39,22 @@ class Custody:
     def __init__(
         self, contract: NodeContract, wake: Callable[[], None], look_again_seconds: float = LOOK_AGAIN_SECONDS
     ) -> None:
-        self.verdict: Literal["Reading", "Usable"] | Verdict = "Reading"
+        """A model with a cache is fetched into it, and `model.path` is made a link to its copy."""
+        model = contract.model
+        self._copies = Copies(model.cache, model.credentials_folder) if model.cache else None
+        self.verdict: Literal["Fetching", "Reading", "Usable"] | Verdict = "Fetching" if self._copies else "Reading"
         self.refused_at = 0.0
         """When the verdict turned against a running engine, on the clock of `time.monotonic`."""
-        self._model, self._wake, self._look_again = contract.model, wake, look_again_seconds
+        self._model, self._wake, self._look_again = model, wake, look_again_seconds
         self._runs_code = contract.engine.extra_args.get("trust-remote-code") is True
-        self._progress = Progress()
+        self._copy = Path(model.path)
+        self._refetched = False
+        self._progress, self._fetching = Progress(), Fetching()
+        self._fetching.cancelled = self._progress.cancelled
         self._state: WeightsState | None = None
         self._notes: tuple[str, ...] = ()
+        self._unread_since: float | None = None
+        """When files were read that the last reading trusted, in seconds since the epoch."""
         self._first: Mapping[str, str] | None = None
         """SHA-256 by path of the files that the first engine was started upon: pinned while the agent lives."""
         self._idle = asyncio.Event()
@@ -52,8 +65,9 @@ class Custody:
 
     def state(self) -> WeightsState:
         """As far as the first reading has come, or what the last one found."""
-        progress = self._progress
-        return self._state or WeightsState(bytes_total=progress.bytes_total, bytes_read=progress.bytes_read)
+        progress, fetching = self._progress, self._fetching
+        state = self._state or WeightsState(bytes_total=progress.bytes_total, bytes_read=progress.bytes_read)
+        return state.model_copy(update={"fetched": fetching.fetched, "fetch_total": fetching.total})
 
     def cancel(self) -> None:
         """End whatever is being read. Safe to repeat."""
@@ -82,20 +96,55 @@ class Custody:
         """Return once an engine may start."""
         while True:
             try:
-                reading = await self._read(Manner(earlier=self._first), self._progress)
-            except ModelNotFoundError as missing:
-                self._decide(Verdict("ModelNotFound", str(missing)))
+                await self._fetch()
+                reading = await self._read(self._manner(), self._progress)
+            except (FetchError, ModelNotFoundError) as error:
+                self._decide(Verdict(error.reason if isinstance(error, FetchError) else "ModelNotFound", str(error)))
                 await asyncio.sleep(self._look_again)
                 continue
             self._state = self._told(reading)
             if reading.state.verified is not False or self._model.integrity.policy == "Warn":
                 self._first = self._first or reading.digests or None
-                self._doubted = False
+                self._doubted = self._refetched = False
                 self._reread.clear()
                 self._decide("Usable")
                 return
             self._decide(Verdict(reading.state.reason, _brief(reading.state.problems)))
-            await self._touched(reading)
+            if not await self._thrown_away(reading):
+                await self._touched(reading)
+
+    async def _fetch(self) -> None:
+        """See to it that the copy is there, where the model is one. Raises FetchError, CancelledError."""
+        if self._copies is None:
+            return
+        try:
+            self._copy = await asyncio.to_thread(
+                self._copies.fetch, self._model.source, self._model.integrity, self._fetching
+            )
+        except FetchCancelledError as error:
+            raise CancelledError from error
+        await asyncio.to_thread(_link, Path(self._model.path), self._copy)
+        if self.verdict == "Fetching":
+            self.verdict = "Reading"
+            self._wake()
+
+    def _manner(self) -> Manner:
+        self._unread_since = None
+        if self._copies is None or self._model.integrity.trust_unchanged == "Never":
+            return Manner(earlier=self._first)
+        trusted, read_at = untouched(self._copy)
+        self._unread_since = read_at if trusted else None
+        return Manner(earlier=self._first, trusted=trusted)
+
+    async def _thrown_away(self, reading: Reading) -> bool:
+        """Whether a refused copy was removed, to be fetched again. Not where its source would give the same."""
+        wrong = reading.state.reason in ("DigestMismatch", "FilesDamaged")
+        if self._copies is None or self._refetched or not wrong or intact(self._copy, reading.digests):
+            return False
+        log.warning("the copy of %s in the node's cache is damaged: it is fetched again", self._model.source)
+        await asyncio.to_thread(self._copies.discard, self._copy)
+        self._refetched = True
+        return True
 
     async def _keep(self, every: float) -> None:
         """Read again now and then. Returns when only a whole reading may let another engine start."""
@@ -104,6 +153,7 @@ class Custody:
                 async with asyncio.timeout(every):
                     await self._reread.wait()
                     return
+            self._unread_since = None
             progress = Progress(rate=RESCAN_BYTES_PER_SECOND, cancelled=self._progress.cancelled)
             try:
                 again = await self._read(Manner(earlier=self._first, background=True), progress)
@@ -159,7 +209,7 @@ class Custody:
         runs = self._runs_code and reading.code
         self._notes = (f"the engine runs code from the model's folder: {_brief(reading.code)}",) if runs else ()
         before = self._state.verified_at if self._state else None
-        at = time.time() if reading.state.verified else before
+        at = (self._unread_since or time.time()) if reading.state.verified else before
         return reading.state.model_copy(update={"notes": self._notes, "verified_at": at})
 
     def _decide(self, verdict: Literal["Usable"] | Verdict) -> None:
@@ -167,6 +217,14 @@ class Custody:
             log.warning("%s: %s", verdict.reason, verdict.message)
         self.verdict = verdict
         self._wake()
+
+
+def _link(place: Path, folder: Path) -> None:
+    """Let `place` lead to `folder`, whatever it led to before."""
+    scratch = place.with_name(f"{place.name}.new")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(folder)
+    scratch.replace(place)
 
 
 def _brief(problems: tuple[str, ...]) -> str:

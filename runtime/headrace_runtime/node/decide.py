@@ -55,7 +55,7 @@ class Seen:
 
     lacks: Verdict | None = None
     """What the image does not carry."""
-    weights: Literal["Reading", "Usable"] | Verdict = "Reading"
+    weights: Literal["Fetching", "Reading", "Usable"] | Verdict = "Reading"
     refused_at: float = 0.0
     """When the weights were found bad under a running engine."""
     engine: EngineSeen | None = None
@@ -89,6 +89,8 @@ def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
         return _refuse(seen.engine, seen.weights, now - seen.refused_at, now, contract)
     if seen.engine:
         return _watch(seen.engine, seen.adapters_pending, now, contract)
+    if seen.weights == "Fetching":
+        return Decision("Stay", "FetchingWeights")
     if seen.weights == "Reading":
         return Decision("Stay", "VerifyingWeights")
     return _start(seen, now, contract)

@@ -11,10 +11,14 @@ import aiohttp
 
 from headrace_runtime.contract import Adapter, NodeContract, Place
 from headrace_runtime.engine import arguments
+from headrace_runtime.models.errors import CancelledError as FetchCancelledError
+from headrace_runtime.models.errors import FetchError
+from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.mounted import ContractFile
-from headrace_runtime.node import http, sweep
+from headrace_runtime.node import http, sweep, weights
 from headrace_runtime.node.adapters import Adapters, Files, LocateError, Routes
 from headrace_runtime.node.agent import Agent, Image
+from headrace_runtime.node.copies import Copies
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
 from headrace_runtime.node.output import Output
@@ -22,7 +26,6 @@ from headrace_runtime.node.preflight import installed, lacks, loader_version
 from headrace_runtime.node.process import Children
 from headrace_runtime.node.raylet import Raylet
 from headrace_runtime.node.readiness import Client, Intervals
-from headrace_runtime.node.weights import Progress
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ def main(contract: NodeContract, place: Place, file: ContractFile[NodeContract])
 
 async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeContract]) -> None:
     run_dir = Path(place.run_dir)
+    contract = with_place_for_copy(contract, run_dir)
     sweep.prepare(run_dir)
     sweep.sweep()
     children = Children()
@@ -50,7 +54,7 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
         parts = EngineParts(command, _launcher(contract, place, children), client, output, Intervals())
         adapters = None
         if contract.engine.lora is not None:
-            files = Files(Path(command(None).env["HOME"]), locate)
+            files = Files(Path(command(None).env["HOME"]), partial(locate, _copies(contract)))
             adapters = Adapters(contract.model.adapters, file, Routes(session, url), files)
         agent = Agent(contract, place, image, parts, raylet, adapters)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,11 +68,32 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
     log.info("left")
 
 
-def locate(adapter: Adapter, progress: Progress) -> Path:
-    """Where an adapter's files are."""
-    if not adapter.path:
-        raise LocateError(f"{adapter.source} is in no folder that is mounted")
-    return Path(adapter.path)
+def with_place_for_copy(contract: NodeContract, run_dir: Path) -> NodeContract:
+    """The contract with the path that the engine finds a fetched model at, whatever its copy is called."""
+    if contract.model.cache is None:
+        return contract
+    return contract.model_copy(update={"model": contract.model.model_copy(update={"path": str(run_dir / "model")})})
+
+
+def locate(copies: Copies | None, adapter: Adapter, progress: weights.Progress) -> Path:
+    """Where an adapter's files are; blocks while they are fetched. Raises LocateError, CancelledError of `weights`."""
+    if adapter.path:
+        return Path(adapter.path)
+    if copies is None:
+        raise LocateError(f"{adapter.source} is in no folder that is mounted, and there is no cache to fetch it into")
+    fetching = Fetching()
+    fetching.cancelled = progress.cancelled
+    try:
+        return copies.fetch(adapter.source, adapter.integrity, fetching)
+    except FetchError as error:
+        raise LocateError(str(error)) from error
+    except FetchCancelledError as error:
+        raise weights.CancelledError from error
+
+
+def _copies(contract: NodeContract) -> Copies | None:
+    cache = contract.model.cache
+    return Copies(cache, contract.model.credentials_folder) if cache else None
 
 
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:

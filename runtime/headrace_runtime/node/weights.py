@@ -17,6 +17,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Reading",
+    "compare",
     "examine",
     "folder_digest",
     "read",
