@@ -124,7 +124,7 @@ def test_a_request_with_an_adapter_goes_on_where_another_engine_was_lost(node: N
 def test_an_adapter_without_room_is_named_and_the_engine_goes_on(node: Node) -> None:
     pid = node.node().engine_pid
     node.name_adapters(node.made["legal"], node.make("wide", 4, rank=64))
-    node.seconds_until(lambda _: bool(node.adapters()["wide"].problem), 60)
+    node.seconds_until(lambda _: "wide" in node.adapters() and bool(node.adapters()["wide"].problem), 60)
     assert "rank" in node.adapters()["wide"].problem
     assert (node.node().engine_pid, node.node().phase) == (pid, "Ready")
     assert node.text("legal") != node.text("m")
