@@ -42,7 +42,7 @@ over /proc/sys/kernel/random/boot_id "$(cat /proc/sys/kernel/random/uuid)"
 
 if [ "$role" = node ]; then
   for own in /var/lib/kubelet /var/lib/cni /var/lib/headrace /var/log; do # the usual paths, with contents of its own
-    mkdir -p "$folder/own$own"
+    mkdir -p "$folder/own$own" "$own"
     mount --bind "$folder/own$own" "$own"
   done
   mount -t tmpfs -o mode=755 opt /opt
