@@ -22,9 +22,10 @@ from bench.programs import cpu_seconds, running
 from headrace_runtime.contract import Endpoint, KvEvents
 from headrace_runtime.engine.fake_kvevents import publishing
 from headrace_runtime.gateway.affinity import Affinity, Reading
+from headrace_runtime.gateway.blocks import Stored
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.kvevents import follow
-from headrace_runtime.gateway.prefix import PrefixIndex, Stored
+from headrace_runtime.gateway.prefix import PrefixIndex
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Need, rank
 from local.programs import wait_until

@@ -19,7 +19,7 @@ from bench.enginemodel import BLOCK, BLOCKS, Request, Running, SimulatedEngine
 from bench.report import percentile
 from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
-from headrace_runtime.gateway.prefix import Stored
+from headrace_runtime.gateway.blocks import Stored
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Engine, Need, Policy, rank
 

@@ -4,8 +4,10 @@ import orjson
 import pytest
 
 from headrace_runtime.gateway.affinity import HALF_LIFE_SECONDS, Affinity
-from headrace_runtime.gateway.prefix import HOPE_SECONDS, Stored
+from headrace_runtime.gateway.blocks import Stored
+from headrace_runtime.gateway.prefix import HOPE_SECONDS
 from headrace_runtime.gateway.request import COMPLETIONS, Facts, parse
+from headrace_runtime.gateway.sources import Work
 
 BLOCK = 16
 
@@ -82,3 +84,39 @@ def test_learnt_text_is_found_where_its_blocks_are() -> None:
     assert affinity.prompt(affinity.read(asked)).held == {"a": 96}
     now = 2 * HOPE_SECONDS
     assert affinity.prompt(affinity.read(asked)).held == {"a": 96}
+
+
+def test_the_work_of_a_prompt_on_disk_is_loading_it_and_its_times_teach_what_that_costs(affinity: Affinity) -> None:
+    ids = list(range(1024))
+    affinity.index.store("b", Stored([10 + place for place in range(64)], None, ids, BLOCK))
+    affinity.index.remove("b", [10 + place for place in range(64)])
+    affinity.index.refer("b", [10 + place for place in range(64)], "disk")
+    computed, loaded = affinity.read(facts([7] * 1024)), affinity.read(facts(ids))
+    with affinity.placed(computed, "a") as placed:
+        placed.took(1.024)
+    assert affinity.pace == pytest.approx(0.001)
+    with affinity.placed(loaded, "b") as placed:
+        assert placed.work == Work(disk=1024)
+    affinity.index.clear("b")
+    affinity.index.refer("b", [10 + place for place in range(64)], "disk")
+    for _ in range(30):
+        affinity.learn_time("b", placed.work, 0.1024)
+    assert affinity.prompt(loaded).cost("b") == pytest.approx(102.4, rel=0.01)
+    assert affinity.prompt(loaded).cost("a") == 1024 - 32
+
+
+def test_a_time_that_others_were_part_of_teaches_nothing(affinity: Affinity) -> None:
+    reading = affinity.read(facts([7] * 1024))
+    with affinity.placed(reading, "b"), affinity.placed(affinity.read(facts([8] * 1024)), "b") as second:
+        second.took(5.0)
+    assert affinity.pace == 0.0
+
+
+def test_what_was_learnt_of_an_engine_is_forgotten_with_it() -> None:
+    now = 0.0
+    affinity = Affinity(clock=lambda: now)
+    affinity.pace = 0.001
+    affinity.learn_time("gone", Work(disk=1000), 3.0)
+    assert affinity.rates["gone"].disk > 0.5
+    affinity.prompt(affinity.read(facts([7] * 64)))
+    assert affinity.rates == {}

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from headrace_runtime.gateway.prefix import keys_of
-from headrace_runtime.gateway.prompts import PIECE_BYTES, Prompts, exact, ids_named_in, pieces, token_ids
+from headrace_runtime.gateway.blocks import Stored, keys_of
+from headrace_runtime.gateway.prefix import PrefixIndex
+from headrace_runtime.gateway.prompts import PIECE_BYTES, Apart, Prompts, exact, ids_named_in, pieces, token_ids
 
 BLOCK = 16
 
@@ -49,8 +50,37 @@ def test_only_a_list_of_ids_is_taken_for_token_ids(prompt: object) -> None:
     assert token_ids({"prompt": prompt}) is None
 
 
-def test_a_salt_keeps_token_ids_from_matching() -> None:
-    assert token_ids({"prompt": [1, 2], "cache_salt": "mine"}) is None
+@pytest.mark.parametrize(
+    ("apart", "extra"),
+    [
+        (Apart(), None),
+        (Apart(salt="mine"), [["mine"], None, None]),
+        (Apart(adapter="poet"), [["poet"], ["poet"], ["poet"]]),
+        (Apart("poet", "mine"), [["poet", "mine"], ["poet"], ["poet"]]),
+    ],
+)
+def test_a_path_with_salt_and_adapter_is_that_of_the_blocks_that_engines_tell_of(
+    apart: Apart, extra: list[object] | None
+) -> None:
+    """In vLLM's events the adapter's name stands with each block, and the salt behind it with the first."""
+    index, ids = PrefixIndex(), list(range(48))
+    index.join("a")
+    index.heard("a", 0.0)
+    index.store("a", Stored([1, 2, 3], None, ids, BLOCK, extra or ()))
+    for asked in (Apart(), Apart(salt="mine"), Apart("poet"), Apart("poet", "mine")):
+        path, is_exact = Prompts().path({"prompt": ids}, BLOCK, asked)
+        assert is_exact
+        assert index.held(path, 0.0).device == ({"a": 48} if asked == apart else {})
+
+
+def test_text_learnt_under_one_salt_is_not_known_under_another() -> None:
+    prompts, document, mine = Prompts(), chat(SYSTEM), Apart(salt="mine")
+    prompts.learn(document, ids(document), BLOCK, mine)
+    assert prompts.knows(document, mine)
+    assert not prompts.knows(document)
+    salted = {key for key, _ in exact(ids(document), BLOCK, mine)}
+    assert {key for key, _ in prompts.path(document, BLOCK, mine)[0]} <= salted
+    assert not {key for key, _ in prompts.path(document, BLOCK)[0]} & salted
 
 
 def test_ids_that_no_token_has_give_no_path() -> None:
@@ -68,9 +98,9 @@ def test_a_conversation_that_goes_on_begins_with_the_pieces_it_had() -> None:
     assert len(first) >= (len(SYSTEM) + len(QUESTION)) // PIECE_BYTES
 
 
-@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"cache_salt": "mine"}])
-def test_what_the_prompt_is_made_of_beside_its_messages_keeps_it_apart(fields: dict[str, Any]) -> None:
-    assert not set(pieces(chat(SYSTEM))) & set(pieces(chat(SYSTEM, **fields)))
+@pytest.mark.parametrize(("fields", "apart"), [({"tools": [1]}, Apart()), ({}, Apart("", "mine")), ({}, Apart("poet"))])
+def test_what_the_prompt_is_made_of_beside_its_messages_keeps_it_apart(fields: dict[str, Any], apart: Apart) -> None:
+    assert not set(pieces(chat(SYSTEM))) & set(pieces(chat(SYSTEM, **fields), apart))
 
 
 def test_text_that_nobody_learnt_stands_for_itself() -> None:

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_runtime.contract import Endpoint, RoleName
-from headrace_runtime.gateway.routing import Choice, Engine, Need, Policy, Prompt, explain, rank
+from headrace_runtime.gateway.explain import explain
+from headrace_runtime.gateway.routing import Choice, Engine, Need, Policy, Prompt, rank
+from headrace_runtime.gateway.sources import Rates
 
 
 def engine(name: str, role: RoleName = "decode", revision: str = "a", load: int = 0, **fields: object) -> Engine:
@@ -45,6 +47,7 @@ needs_strategy = st.builds(
         Prompt,
         tokens=st.integers(0, 500),
         held=st.dictionaries(st.sampled_from([f"e{index}" for index in range(12)]), st.floats(0, 500)),
+        disk=st.dictionaries(st.sampled_from([f"e{index}" for index in range(12)]), st.floats(0, 500)),
         waiting=st.dictionaries(st.sampled_from([f"e{index}" for index in range(12)]), st.floats(0, 500)),
         short=st.integers(0, 100),
     ),
@@ -224,25 +227,81 @@ def test_the_prefill_engine_is_chosen_by_what_it_holds() -> None:
 def test_a_decode_engine_that_holds_nearly_all_needs_no_prefill_engine() -> None:
     engines = [engine("p", "prefill"), engine("d"), engine("e")]
     assert aware(prompt(held={"d": 950}, short=64), engines, split=True) == [("d", None), ("e", "p")]
-    assert aware(prompt(held={"d": 900}, short=64), engines, split=True) == [("d", "p"), ("e", "p")]
     assert aware(prompt(held={"d": 950}, waiting={"d": 5000}, short=64), engines, split=True)[0] == ("e", "p")
+
+
+def test_a_decode_engine_that_lacks_most_of_a_prompt_never_computes_it_alone() -> None:
+    engines = [engine("p", "prefill"), engine("d")]
+    for held in (0, 499):
+        waiting = {"p": 1e6}
+        assert aware(prompt(held={"d": held}, waiting=waiting), engines, split=True) == [("d", "p")]
+    assert aware(prompt(held={"d": 501}, waiting={"p": 1e6}), engines, split=True) == [("d", None)]
+
+
+def test_what_decode_would_compute_holds_up_the_answers_it_is_writing() -> None:
+    idle, busy = ([engine("p", "prefill"), engine("d", load=load)] for load in (0, 40))
+    asked = prompt(held={"d": 800}, short=64)
+    assert aware(asked, idle, split=True) == [("d", None)]
+    assert aware(asked, busy, split=True) == [("d", "p")]
+
+
+def test_a_canary_is_split_whatever_decode_holds() -> None:
+    engines = [engine("p", "prefill"), engine("d")]
+    need = Need(split=True, canary="a", prompt=prompt(held={"d": 1000}))
+    assert names(rank(need, engines, "PrefixAware")) == [("d", "p")]
+
+
+def test_a_prompt_on_the_decode_engines_disk_is_loaded_there_or_computed_by_prefill_as_the_queues_are() -> None:
+    engines = [engine("p", "prefill"), engine("d")]
+    on_disk: dict[str, object] = {"disk": {"d": 1000}, "short": 64}
+    assert aware(prompt(**on_disk), engines, split=True) == [("d", None)]
+    assert aware(prompt(**on_disk, waiting={"p": 5000}), engines, split=True) == [("d", None)]
+    slow = {"d": Rates(disk=1.5)}
+    assert aware(prompt(**on_disk, rates=slow), engines, split=True) == [("d", "p")]
+    assert aware(prompt(**on_disk, rates=slow, waiting={"p": 5000}), engines, split=True) == [("d", None)]
+
+
+def test_a_prefill_engine_that_has_it_nearer_is_better_than_a_slow_disk() -> None:
+    engines = [engine("p", "prefill"), engine("d")]
+    asked = prompt(disk={"d": 1000, "p": 1000}, held={"p": 0}, rates={"d": Rates(disk=0.5), "p": Rates(disk=0.02)})
+    assert aware(asked, engines, split=True) == [("d", "p")]
+    assert aware(prompt(disk={"d": 1000, "p": 1000}, short=64), engines, split=True) == [("d", None)]
+
+
+def test_of_two_that_hold_it_the_one_with_it_on_its_device_comes_first() -> None:
+    engines = [engine("a"), engine("b"), engine("c")]
+    assert aware(prompt(held={"c": 900}, host={"b": 900}, disk={"a": 900}), engines)[0][0] == "c"
+    assert aware(prompt(host={"b": 900}, disk={"a": 900}), engines)[0][0] == "b"
+    assert aware(prompt(disk={"a": 900}), engines)[0][0] == "a"
+    assert aware(prompt(disk={"a": 900}, rates={"a": Rates(disk=2.0)}), engines)[0][0] == "b"
 
 
 def test_a_complete_pair_comes_before_an_engine_without_a_partner_whatever_it_costs() -> None:
     engines = [engine("p", "prefill", "a"), engine("d", revision="a"), engine("e", revision="b")]
-    assert aware(prompt(held={"e": 500}, waiting={"d": 9000, "p": 9000}), engines, split=True)[0] == ("d", "p")
+    assert aware(prompt(held={"e": 400}, waiting={"d": 9000, "p": 9000}), engines, split=True)[0] == ("d", "p")
 
 
 def test_explains_a_choice_in_names_and_numbers() -> None:
     engines = [engine("a", load=1), engine("b"), engine("p", "prefill")]
-    need = Need(split=True, prompt=prompt(held={"a": 500.0}, waiting={"b": 70.0}))
+    need = Need(split=True, prompt=prompt(held={"a": 400.0}, waiting={"b": 70.0}))
     said = explain(need, engines, rank(need, engines, "PrefixAware"), "PrefixAware")
     assert said == (
-        "PrefixAware chose a (holds 500 of 1000 prompt tokens; 0 tokens wait there, 0 are in answers) among 2, "
+        "PrefixAware chose a (holds 400 of 1000 prompt tokens; 0 tokens wait there, 0 are in answers) among 2, "
         "prefill on p (holds 0 of 1000 prompt tokens; 0 tokens wait there, 0 are in answers), "
+        "prefill and transfer for 1000 + 60 tokens of work, 600 if a were alone, "
         "next best b (holds 0 of 1000 prompt tokens; 70 tokens wait there, 0 are in answers)"
     )
     assert said.isascii()
+
+
+def test_explains_what_comes_from_which_tier() -> None:
+    engines = [engine("d"), engine("p", "prefill")]
+    need = Need(split=True, prompt=prompt(held={"d": 200}, host={"d": 300.0}, disk={"d": 500.0}))
+    said = explain(need, engines, rank(need, engines, "PrefixAware"), "PrefixAware")
+    assert said == (
+        "PrefixAware chose d (holds 1000 of 1000 prompt tokens, 300 on its host, 500 on its disk; "
+        "0 tokens wait there, 0 are in answers) among 1, from its own tiers for 310 tokens of work"
+    )
 
 
 def test_explains_least_loaded_by_requests_and_the_lack_of_engines() -> None:

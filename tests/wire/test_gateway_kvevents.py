@@ -12,7 +12,8 @@ import pytest
 from headrace_runtime.contract import Endpoint, KvEvents
 from headrace_runtime.engine.fake_kvevents import publishing, stored
 from headrace_runtime.gateway import kvevents
-from headrace_runtime.gateway.kvevents import AllBlocksCleared, Batch, BlockRemoved, apply, follow
+from headrace_runtime.gateway.blocks import Holdings
+from headrace_runtime.gateway.kvevents import AllBlocksCleared, Batch, BlockRemoved, BlockStored, apply, follow
 from headrace_runtime.gateway.prefix import PrefixIndex
 from headrace_runtime.gateway.prompts import exact
 
@@ -55,7 +56,8 @@ async def until(holds: Callable[[], bool], pause: float = 0.01) -> None:
 
 
 def held(index: PrefixIndex) -> dict[str, float]:
-    return index.held(exact(PROMPT, BLOCK), time.monotonic())
+    """Tokens of the prompt on the device."""
+    return dict(index.held(exact(PROMPT, BLOCK), time.monotonic()).device)
 
 
 async def test_an_engine_that_publishes_nothing_is_not_listened_to() -> None:
@@ -150,6 +152,29 @@ async def test_bytes_that_are_no_events_leave_the_engine_unknown_and_the_listene
         await until(lambda: held(index) == {"a": 4})
 
 
+def lower(names: list[int], medium: str) -> BlockStored:
+    """As vLLM says it where it knows no more of a block that was offloaded than its hash."""
+    return BlockStored(names, None, [], 0, medium)
+
+
+async def test_what_is_on_disk_is_known_after_the_engine_and_its_events_began_anew(events: KvEvents) -> None:
+    async with following([engine("a", events)]) as index:
+        async with publishing(events) as publisher:
+            await until(lambda: index.timely("a"))
+            await publisher.send(stored([1, 2, 3], PROMPT, BLOCK), lower([1], "CPU"), lower([1, 2], "STORAGE"))
+            await until(lambda: held(index) == {"a": 12})
+        await until(lambda: not index.timely("a"))
+        async with publishing(events) as publisher:
+            await publisher.send(lower([77], "STORAGE"), lower([1, 2], "STORAGE"), BlockRemoved([77], "STORAGE"))
+            await until(lambda: bool(tiers(index).disk))
+            assert tiers(index) == Holdings(disk={"a": 8})
+            assert index.block_size == BLOCK
+
+
+def tiers(index: PrefixIndex) -> Holdings:
+    return index.held(exact(PROMPT, BLOCK), time.monotonic())
+
+
 def test_tiers_are_told_by_the_medium_and_other_groups_of_a_hybrid_model_are_left_out() -> None:
     index = PrefixIndex()
     index.join("a")
@@ -159,7 +184,12 @@ def test_tiers_are_told_by_the_medium_and_other_groups_of_a_hybrid_model_are_lef
     for event in (elsewhere, hybrid):
         apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [event])))
     assert held(index) == {}
-    apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [on_disk])))
-    assert held(index) == {"a": 6.0}
-    apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [on_host])))
-    assert held(index) == {"a": pytest.approx(9.6)}
+    for event in (
+        stored([1, 2, 3], PROMPT, BLOCK),
+        on_disk,
+        on_host,
+        BlockRemoved([2, 3], "GPU"),
+        BlockRemoved([3], "CPU"),
+    ):
+        apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [event])))
+    assert tiers(index) == Holdings({"a": 4}, {"a": 4}, {"a": 4})

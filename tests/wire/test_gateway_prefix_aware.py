@@ -13,6 +13,7 @@ import aiohttp
 from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract, KvEvents
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.engine.fake_kvevents import Publisher, publishing, stored
+from headrace_runtime.gateway.kvevents import BlockRemoved, BlockStored
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.serve import Gateway
 
@@ -40,13 +41,18 @@ class World:
 
     async def holds(self, engine: str, tokens: list[int]) -> None:
         """The engine says that it holds these tokens, and the gateway has heard it."""
-        await self.publishers[engine].send(stored(list(range(len(tokens) // BLOCK)), tokens, BLOCK))
+        await self.publishers[engine].send(stored(names(tokens), tokens, BLOCK))
         path = exact(tokens, BLOCK)
-        await until(lambda: self.index.held(path, time.monotonic()).get(engine) == len(tokens))
+        await until(lambda: self.index.held(path, time.monotonic()).device.get(engine) == len(tokens))
 
     @property
     def index(self) -> Any:
         return self.gateway._affinity.index
+
+
+def names(tokens: list[int]) -> list[int]:
+    """Of their blocks: one name means one thing, whichever engine says it."""
+    return [abs(hash(tuple(tokens[:end]))) for end in range(BLOCK, len(tokens) + 1, BLOCK)]
 
 
 async def until(what: Callable[[], bool]) -> None:
@@ -105,7 +111,7 @@ async def test_text_goes_to_where_its_blocks_are_once_an_engine_named_its_tokens
         await w.ask(messages=messages)
         tokens = list(range(len(TEXT) // 4 // BLOCK * BLOCK))  # the simulated engine counts them
         await w.holds("serve-1", tokens)
-        await until(lambda: not w.index.held(exact(tokens, BLOCK), time.monotonic()).keys() - {"serve-1"})
+        await until(lambda: not w.index.held(exact(tokens, BLOCK), time.monotonic()).device.keys() - {"serve-1"})
         longer = [*messages, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
         said = await w.ask(explain=True, messages=longer)
         assert "serve-1 (holds" in said["x-headrace-routing"]
@@ -118,6 +124,35 @@ async def test_a_prompt_that_decode_holds_already_skips_prefill(tmp_path: Path) 
         again = await w.ask()
         assert again["x-headrace-decode"] == "decode-1"
         assert "x-headrace-prefill" not in again
+
+
+async def test_a_prompt_on_a_decode_engines_disk_is_served_without_prefill_unless_many_wait_for_that_disk(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, "prefill-0", "decode-0", "decode-1") as w:
+        await w.holds("decode-1", PROMPT)
+        on_disk = BlockStored(names(PROMPT), None, [], 0, "STORAGE")
+        await w.publishers["decode-1"].send(on_disk, BlockRemoved(names(PROMPT), "GPU"))
+        await until(lambda: bool(w.index.held(exact(PROMPT, BLOCK), time.monotonic()).disk))
+        said = await w.ask(explain=True)
+        assert (said["x-headrace-decode"], said.get("x-headrace-prefill")) == ("decode-1", None)
+        assert "160 on its disk" in said["x-headrace-routing"]
+        assert "from its own tiers for 80 tokens of work" in said["x-headrace-routing"]
+        await w.publishers["decode-1"].send(BlockRemoved(names(PROMPT), "STORAGE"))
+        await until(lambda: not w.index._tiers["disk"])
+
+
+async def test_one_prompt_under_two_salts_is_two_prompts(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0", "serve-1", "serve-2") as w:
+        await w.holds("serve-0", [7] * BLOCK)  # says how large blocks are
+        event = stored(list(range(50, 60)), PROMPT, BLOCK)
+        event.extra_keys = [["mine"], *[None] * 9]
+        await w.publishers["serve-1"].send(event)
+        await until(lambda: len(w.index) == 11)
+        said = await w.ask(explain=True, cache_salt="mine")
+        assert "serve-1 (holds 160 of 160" in said["x-headrace-routing"]
+        for salt in ({}, {"cache_salt": "yours"}):
+            assert "(holds 160 of" not in (await w.ask(explain=True, **salt))["x-headrace-routing"]
 
 
 async def test_the_reason_is_said_to_who_asks_and_to_nobody_else(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What PrefixAware routing knows, as one value: what engines hold (`prefix.py`), what was learnt of text (`prompts.py`)
-and the tokens that are under way. No I/O.
+and of times (`sources.py`), and the tokens that are under way. No I/O.
 
 One per gateway. `kvevents.py` writes the index; a journey asks (`read`, `prompt`), says where its request went
-(`placed`), and hands over engines' answers that name the ids of a prompt's tokens (`learn`).
+(`placed`) and how long it took there, and hands over engines' answers that name the ids of a prompt's tokens (`learn`).
 """
 
 import time
@@ -11,13 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from headrace_runtime.gateway.prefix import Path, PrefixIndex
-from headrace_runtime.gateway.prompts import Prompts, ids_named_in
+from headrace_runtime.gateway.blocks import Holdings, Path
+from headrace_runtime.gateway.prefix import PrefixIndex
+from headrace_runtime.gateway.prompts import Apart, Prompts, ids_named_in
 from headrace_runtime.gateway.request import CHAT, COMPLETIONS, Facts
 from headrace_runtime.gateway.routing import Prompt
+from headrace_runtime.gateway.sources import USUAL, Rates, Work, faded, learned, paced
 
 HALF_LIFE_SECONDS: Final = 300.0
-"""Of what counts as lately computed."""
+"""Of what counts as lately computed, and of what was learnt of times."""
+QUIET: Final = 0.25
+"""Of a request's own work, that may wait before it and its time still say something."""
+NOTHING: Final = Holdings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +37,44 @@ class Reading:
 
 
 class Placed:
-    """A request that an engine has: its tokens wait there until `computed`, and are context from then on."""
+    """A request that an engine has: its work waits there until `computed`, and is context from then on."""
 
-    def __init__(self, affinity: "Affinity", engine: str, lacking: float, tokens: int) -> None:
+    def __init__(self, affinity: "Affinity", engine: str, work: Work, tokens: int) -> None:
+        self.work = work
         self._affinity, self._engine = affinity, engine
-        self._lacking, self._tokens = lacking, tokens
+        self._cost, self._tokens = affinity.rates.get(engine, USUAL).cost(work), tokens
         self._computed = False
-        affinity.waiting[engine] = affinity.waiting.get(engine, 0.0) + lacking
+        ahead = affinity.waiting.get(engine, 0.0)
+        self._first = ahead <= QUIET * self._cost
+        affinity.waiting[engine] = ahead + self._cost
+
+    def took(self, seconds: float) -> None:
+        """From when the engine was asked to its first token. Where others went before, that says nothing."""
+        if self._first:
+            self._affinity.learn_time(self._engine, self.work, seconds)
 
     def computed(self) -> None:
         """Its first token is there. May be called again."""
         if not self._computed:
             self._computed = True
-            _take(self._affinity.waiting, self._engine, self._lacking)
+            _take(self._affinity.waiting, self._engine, self._cost)
             self._affinity.writing[self._engine] = self._affinity.writing.get(self._engine, 0.0) + self._tokens
 
     def ended(self) -> None:
         if self._computed:
             _take(self._affinity.writing, self._engine, self._tokens)
         else:
-            _take(self._affinity.waiting, self._engine, self._lacking)
+            _take(self._affinity.waiting, self._engine, self._cost)
+
+
+class Unplaced:
+    """In place of `Placed` where nothing is known of the prompt."""
+
+    def took(self, seconds: float) -> None: ...
+    def computed(self) -> None: ...
+
+
+UNPLACED: Final = Unplaced()
 
 
 class Affinity:
@@ -62,14 +85,18 @@ class Affinity:
         self.waiting: dict[str, float] = {}
         self.writing: dict[str, float] = {}
         self.fresh: dict[str, float] = {}
+        self.rates: dict[str, Rates] = {}
+        self.pace = 0.0
+        """Seconds of a computed token; 0 while it is not known."""
         self._halved = float("-inf")
         self._prompts = Prompts()
         self._clock = clock
 
     def read(self, facts: Facts) -> Reading:
         block_size = self.index.block_size if facts.path in (CHAT, COMPLETIONS) else 0
-        path, exact = self._prompts.path(facts.document, block_size)
-        known = exact or not block_size or self._prompts.knows(facts.document)
+        apart = _apart(facts)
+        path, exact = self._prompts.path(facts.document, block_size, apart)
+        known = exact or not block_size or self._prompts.knows(facts.document, apart)
         return Reading(path, exact, max(facts.prompt_tokens, path[-1][1] if path else 0), known)
 
     def prompt(self, reading: Reading, short: int = 0) -> Prompt:
@@ -78,28 +105,48 @@ class Affinity:
         if now - self._halved >= HALF_LIFE_SECONDS:
             self._halved = now
             self.fresh = {engine: tokens / 2 for engine, tokens in self.fresh.items() if tokens >= 1}
-        held = self.index.held(reading.path, now) if reading.path else {}
-        return Prompt(reading.tokens, held, self.waiting, self.writing, self.fresh, short)
+            self.rates = {engine: faded(rates) for engine, rates in self.rates.items() if engine in self.fresh}
+        held = self.index.held(reading.path, now) if reading.path else NOTHING
+        return Prompt(
+            reading.tokens,
+            held=held.device,
+            host=held.host,
+            disk=held.disk,
+            rates=self.rates,
+            waiting=self.waiting,
+            writing=self.writing,
+            fresh=self.fresh,
+            short=short,
+        )
 
     @contextmanager
-    def placed(self, reading: Reading, engine: str, to_do: float = 1.0) -> Iterator[Placed]:
-        """The request is with the engine while the block runs. `to_do`: cost of a token that the engine lacks."""
-        now = self._clock()
-        held = self.index.held(reading.path, now).get(engine, 0.0) if reading.path else 0.0
-        self.index.hope(engine, reading.path, now, reading.exact)
-        lacking = max(0.0, reading.tokens - held)
-        self.fresh[engine] = self.fresh.get(engine, 0.0) + lacking
-        placed = Placed(self, engine, to_do * lacking, reading.tokens)
+    def placed(self, reading: Reading, engine: str, fetched: bool = False) -> Iterator[Placed]:
+        """The request is with the engine while the block runs. `fetched`: its blocks come from a prefill engine."""
+        work = self.prompt(reading).work(engine, fetched)
+        self.index.hope(engine, reading.path, self._clock(), reading.exact)
+        self.fresh[engine] = self.fresh.get(engine, 0.0) + work.tokens
+        placed = Placed(self, engine, work, reading.tokens)
         try:
             yield placed
         finally:
             placed.ended()
 
+    def learn_time(self, engine: str, work: Work, seconds: float) -> None:
+        """The engine did the work in `seconds`, and nothing else before it."""
+        self.pace = paced(self.pace, work, seconds)
+        if self.pace:
+            self.rates[engine] = learned(self.rates.get(engine, USUAL), work, seconds / self.pace)
+
     def learn(self, facts: Facts, payload: bytes) -> None:
         """Take the ids of the prompt's tokens from an engine's answer, where it names them."""
         ids = ids_named_in(payload)
         if ids and facts.path in (CHAT, COMPLETIONS):
-            self._prompts.learn(facts.document, ids, self.index.block_size)
+            self._prompts.learn(facts.document, ids, self.index.block_size, _apart(facts))
+
+
+def _apart(facts: Facts) -> Apart:
+    salt = facts.document.get("cache_salt")
+    return Apart(facts.adapter, salt if isinstance(salt, str) else "")
 
 
 def _take(of: dict[str, float], engine: str, tokens: float) -> None:

@@ -69,6 +69,9 @@ class Question:
     async def _begin(self, engine: Endpoint, exchange: Exchange, streamed: bool) -> First:
         with self._guarded(engine, exchange):
             await exchange.head()
+            if exchange.status == 404 and self.facts.adapter:
+                await exchange.whole()
+                raise EngineError("status", f"{engine.name} has not loaded {self.facts.adapter}", 404)
             if exchange.status != 200 or not streamed:
                 return _whole(exchange, exchange.status, await exchange.whole())
             payload = await exchange.first_event()

@@ -107,8 +107,9 @@ def malformed(message: str, param: str | None = None) -> RequestError:
     return RequestError(400, message, "invalid_request", param=param)
 
 
-def unknown_model(model: str, served: str) -> RequestError:
-    message = f"The model `{model[:200]}` does not exist. This deployment serves `{served}`."
+def unknown_model(model: str, served: Sequence[str]) -> RequestError:
+    names = ", ".join(f"`{name}`" for name in served)
+    message = f"The model `{model[:200]}` does not exist. This deployment serves {names}."
     return RequestError(404, message, "model_not_found", param="model")
 
 
@@ -143,6 +144,11 @@ def too_much_held() -> RequestError:
 def no_engine(canary: str | None) -> RequestError:
     of = f" of revision {canary[:64]}" if canary else ""
     return RequestError(503, f"No engine{of} is ready to answer.", "no_engine_ready", retry=True)
+
+
+def adapter_not_loaded(adapter: str) -> RequestError:
+    message = f"No engine has loaded the adapter `{adapter}` yet."
+    return RequestError(503, message, "adapter_not_loaded", param="model", retry=True)
 
 
 def engines_failed(tries: int, cause: str) -> RequestError:

@@ -25,10 +25,12 @@ from headrace_runtime.gateway.delivery import deliver
 from headrace_runtime.gateway.errors import RequestError
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.http import Answer, Request
-from headrace_runtime.gateway.journey import Journey, Means, served_by
+from headrace_runtime.gateway.journey import Journey, served_by
 from headrace_runtime.gateway.kept import Allowance
+from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.reload import Live
-from headrace_runtime.gateway.request import parse, trace_of
+from headrace_runtime.gateway.request import parse, salted, trace_of
+from headrace_runtime.gateway.sharing import salt_of
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
 
@@ -58,7 +60,10 @@ class Flow:
             record.key = caller.key
             record.explain = request.headers.get(EXPLAIN_HEADER, "0") != "0"
             canary, trace = request.headers.get(CANARY_HEADER), trace_of(request.headers)
-            facts = parse(request.path, request.body, self.live.contract.served_name, canary, trace)
+            contract = self.live.contract
+            facts = parse(request.path, request.body, contract.served_name, canary, trace, contract.adapters)
+            if contract.kv_sharing == "Key" and facts.computed:
+                facts = salted(facts, salt_of(contract, caller.key, caller.exempt, facts.document.get("cache_salt")))
             record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
             async with self.admission.admitted(caller, record, len(request.body)) as limits:
                 answer.also = limits

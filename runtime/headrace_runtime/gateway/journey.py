@@ -5,28 +5,26 @@ best (`routing.py`) and knows nothing of the client's connection. Called by `del
 """
 
 import asyncio
-import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from headrace_runtime.contract import Endpoint, GatewayContract, Resume
+from headrace_runtime.contract import Endpoint, Resume
 from headrace_runtime.gateway import errors
-from headrace_runtime.gateway.affinity import Affinity
+from headrace_runtime.gateway.affinity import UNPLACED, Placed, Unplaced
 from headrace_runtime.gateway.ask import First, Question
 from headrace_runtime.gateway.errors import EngineAnsweredError
-from headrace_runtime.gateway.fleet import Fleet
-from headrace_runtime.gateway.kept import Allowance
+from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.request import Facts, body_with_token_ids, decode_body, prefill_body
-from headrace_runtime.gateway.routing import FETCH_WEIGHT, Choice, Need, explain, rank
-from headrace_runtime.gateway.telemetry import Record, Telemetry
-from headrace_runtime.gateway.upstream import Cause, EngineError, Pool
+from headrace_runtime.gateway.routing import Choice
+from headrace_runtime.gateway.selection import Phase, Selection
+from headrace_runtime.gateway.telemetry import Record
+from headrace_runtime.gateway.upstream import Cause, EngineError
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +32,8 @@ BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT_SECONDS = 1.0
 FRONT_END_SECONDS = 30.0
 """Of what an engine answers without computing: its silence is not watched for."""
-LOOK_AGAIN_SECONDS = 0.02
-LOOKS = 100
-"""Discovery answers, and a health check ends, well before."""
-LOST: frozenset[Cause] = frozenset({"connect", "reset", "silent"})
-"""What says that the engine went, rather than that it refused."""
-NOT_IMPLEMENTED = 501
-"""A 5xx that says nothing of the engine's health."""
 
 Transfer = dict[str, Any]
-Phase = Literal["prefill", "decode"]
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What every journey of a gateway shares."""
-
-    contract: GatewayContract
-    fleet: Fleet
-    pool: Pool
-    telemetry: Telemetry
-    turn: "itertools.count[int]"
-    kept: Allowance
-    affinity: Affinity
 
 
 class Journey:
@@ -72,13 +49,8 @@ class Journey:
         headers = (("x-request-id", record.request_id), *facts.trace)
         self._question = Question(facts, means.fleet, means.pool, headers)
         self._decode: Endpoint | None = None
-        long_enough = facts.prompt_tokens >= means.contract.min_prompt_tokens or facts.canary is not None
-        self._split = facts.splittable and long_enough
-        self._tried = tried
-        self._avoid: frozenset[str] = frozenset()
+        self._selection = Selection(means, facts, record, tried)
         self._prefills_failed = 0
-        aware = means.contract.routing == "PrefixAware" and facts.computed
-        self._prompt = means.affinity.read(facts) if aware else None
 
     def lost(self, failure: EngineError) -> None:
         """The engine that wrote the answer failed after its first token."""
@@ -94,23 +66,24 @@ class Journey:
         while True:
             if attempt:
                 await asyncio.sleep(backoff(attempt))
-            choice = await self._next(last) if attempt <= self._contract.max_retries else None
+            choice = await self._selection.next(last) if attempt <= self._contract.max_retries else None
             if choice is None:
                 # The operator's canary wants to know how things are now.
                 if self.facts.canary is not None or not await self.means.fleet.back(until - time.monotonic()):
                     break
-                attempt, self._tried = 0, frozenset()
+                attempt = 0
+                self._selection.forget()
                 continue
             attempt += 1
             self.record.tries += 1
             self._decode = choice.decode
-            with self._using(choice.decode, 1.0 if choice.prefill is None else FETCH_WEIGHT) as computed:
+            with self._using(choice.decode, fetched=choice.prefill is not None) as placed:
                 try:
-                    first = await self._first_token(choice)
+                    first = await self._first_token(choice, placed)
                 except EngineError as error:
                     last = error
                     continue
-                computed()
+                placed.computed()
                 self._learn(first)
                 if first.status == 200 and self.facts.computed:
                     self.means.fleet.gave_token(choice.decode)
@@ -119,66 +92,33 @@ class Journey:
                 return
         if last is None:
             raise errors.no_engine(self.facts.canary)
+        if last.status == 404:
+            raise errors.adapter_not_loaded(self.facts.adapter)
         failed = errors.engines_failed(self.record.tries, last.cause)
         if last.body:
             raise EngineAnsweredError(failed, last.status, last.body)
         raise failed
 
-    async def _next(self, last: EngineError | None) -> Choice | None:
-        """Whom to ask now. Where nobody is left who did not fail already, and the last was lost under the request: all
-        of them anew, as they may be other processes by now."""
-        choice = await self._chosen()
-        if choice is None and self._tried and last is not None and last.cause in LOST:
-            self._tried = frozenset()
-            choice = await self._chosen()
-        return choice
-
-    async def _chosen(self) -> Choice | None:
-        """A gateway that has just started does not refuse what engines can serve that it has yet to ask."""
-        for _ in range(LOOKS):
-            choice = self._choose()
-            if choice is not None or not self.means.fleet.unheard:
-                return choice
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        return self._choose()
-
-    def _choose(self) -> Choice | None:
-        short = self._contract.min_prompt_tokens if self.facts.canary is None else 0
-        prompt = self.means.affinity.prompt(self._prompt, short) if self._prompt is not None else None
-        need = Need(self._split, self.facts.canary, self._tried, self._avoid, prompt)
-        engines, policy = self.means.fleet.engines(), self._contract.routing
-        ranked = rank(need, engines, policy, next(self.means.turn))
-        if self.record.explain:
-            self.record.routing = explain(need, engines, ranked, policy)
-        return ranked[0] if ranked else None
-
     @contextmanager
-    def _using(self, engine: Endpoint, to_do: float = 1.0) -> Iterator[Callable[[], None]]:
-        """The engine is busy with this request while the block runs; call what is given when the prompt is computed.
-        `to_do`: cost of a token that the engine lacks."""
+    def _using(self, engine: Endpoint, fetched: bool = False) -> Iterator[Placed | Unplaced]:
+        """The engine is busy with this request while the block runs. `fetched`: its blocks come from a prefill
+        engine."""
         with self.means.fleet.using(engine):
-            if self._prompt is None:
-                yield lambda: None
+            if self._selection.prompt is None:
+                yield UNPLACED
                 return
-            with self.means.affinity.placed(self._prompt, engine.name, to_do) as placed:
-                yield placed.computed
+            with self.means.affinity.placed(self._selection.prompt, engine.name, fetched) as placed:
+                yield placed
 
     def _learn(self, first: First) -> None:
-        if self._prompt is not None and not self._prompt.known:
+        if self._selection.prompt is not None and not self._selection.prompt.known:
             self.means.affinity.learn(self.facts, first.payload)
 
-    def _link(self, choice: Choice) -> Endpoint | None:
-        """The prefill engine of the choice, unless blocks do not pass from it to the decode engine."""
-        if choice.prefill is None or self._contract.on_transfer_failure == "Fail" or self.facts.canary is not None:
-            return choice.prefill
-        if self.means.fleet.links.open(choice.prefill, choice.decode):
-            return choice.prefill
-        self.means.telemetry.fell_back("link")
-        return None
-
-    async def _first_token(self, choice: Choice) -> First:
+    async def _first_token(self, choice: Choice, placed: Placed | Unplaced) -> First:
         """Ask the chosen engines. Raises EngineError (try again) or RequestError (give up)."""
-        prefill = self._link(choice)
+        if choice.prefill is None:
+            return await self._computed(choice.decode, placed)
+        prefill = self._selection.link(choice)
         if prefill is None:
             return await self._computed(choice.decode)
         try:
@@ -186,22 +126,26 @@ class Journey:
             if transfer is None:
                 return await self._computed(choice.decode)
             self.record.prefill = prefill.name
-            return await self._transferred(prefill, choice.decode, transfer)
+            return await self._transferred(prefill, choice.decode, transfer, placed)
         finally:
             self.means.fleet.links.ended(prefill, choice.decode)
 
-    async def _computed(self, engine: Endpoint) -> First:
-        """The decode engine computes the prompt itself."""
+    async def _computed(self, engine: Endpoint, placed: Placed | Unplaced = UNPLACED) -> First:
+        """The decode engine computes the prompt itself, or loads it. `placed`: as this was foreseen."""
         self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
         body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
         seconds = None if self.facts.computed else FRONT_END_SECONDS
         began = time.monotonic()
         first = await self._ask(engine, body, self.facts.stream, seconds)
         if first.streaming:
-            self.means.fleet.computed(engine, self.facts.prompt_tokens, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self.means.fleet.computed(engine, self.facts.prompt_tokens, seconds)
+            placed.took(seconds)
         return first
 
-    async def _transferred(self, prefill: Endpoint, engine: Endpoint, transfer: Transfer) -> First:
+    async def _transferred(
+        self, prefill: Endpoint, engine: Endpoint, transfer: Transfer, placed: Placed | Unplaced
+    ) -> First:
         """The decode engine fetches the prompt's KV blocks from `prefill`."""
         self.record.decode, self.record.revision = engine.name, engine.revision
         links, body = self.means.fleet.links, decode_body(self.facts, transfer, token_ids=self.resume is not None)
@@ -212,14 +156,16 @@ class Journey:
                 first = await self._ask(engine, body, streamed=True)
         except TimeoutError:
             failure = EngineError("timeout", f"no token within {time.monotonic() - began:.1f} s of the transfer")
-            self._note(failure, engine, "decode")
+            self._selection.failed(failure, engine, "decode")
             self._transfer_lost(failure.cause)
             raise failure from None
         except EngineError as error:
             self._transfer_lost(error.cause)
             raise
         if first.status == 200:
-            links.passed(prefill, engine, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            links.passed(prefill, engine, seconds)
+            placed.took(seconds)
         self.means.telemetry.transferred("completed")
         return first if self.facts.stream or self.resume is not None else await self._collect(engine, first)
 
@@ -235,14 +181,10 @@ class Journey:
         """
         began = time.monotonic()
         try:
-            with self._using(engine):
-                first = await self._ask(
-                    engine,
-                    prefill_body(self.facts, token_ids=self._prompt is not None and not self._prompt.known),
-                    streamed=False,
-                    seconds=self._contract.prefill_seconds,
-                    phase="prefill",
-                )
+            with self._using(engine) as placed:
+                prompt = self._selection.prompt
+                body = prefill_body(self.facts, token_ids=prompt is not None and not prompt.known)
+                first = await self._ask(engine, body, False, self._contract.prefill_seconds, "prefill")
         except EngineError as error:
             self._prefills_failed += 1
             if error.cause not in ("timeout", "silent") and self._prefills_failed == 1 and self._another_prefill():
@@ -254,13 +196,15 @@ class Journey:
             # Refused (4xx), which decode will say too and in the client's own terms; or nothing to hand over.
             self._compute_again("prefill", "refused" if first.status != 200 else "no_parameters")
             return None
+        seconds = time.monotonic() - began
         self.means.fleet.gave_token(engine)
-        self.means.fleet.computed(engine, self.facts.prompt_tokens, time.monotonic() - began)
+        self.means.fleet.computed(engine, self.facts.prompt_tokens, seconds)
+        placed.took(seconds)
         self._learn(first)
         return transfer
 
     def _another_prefill(self) -> bool:
-        choice = self._choose()
+        choice = self._selection.choose()
         return choice is not None and choice.prefill is not None
 
     def _compute_again(self, phase: Phase, cause: str) -> None:
@@ -268,7 +212,7 @@ class Journey:
         if self._contract.on_transfer_failure == "Fail" and cause != "refused":
             raise errors.transfer_failed(phase, cause)
         self.means.telemetry.fell_back(f"{phase}_{cause}")
-        self._split = False
+        self._selection.split = False
 
     async def _ask(
         self, engine: Endpoint, body: bytes, streamed: bool, seconds: float | None = None, phase: Phase = "decode"
@@ -281,25 +225,14 @@ class Journey:
             failure = EngineError("timeout", f"no token within {seconds} s")
         except EngineError as error:
             failure = error
-        self._note(failure, engine, phase)
+        self._selection.failed(failure, engine, phase)
         raise failure
-
-    def _note(self, failure: EngineError, engine: Endpoint, phase: Phase) -> None:
-        """Remember for the next try, and tell, that this engine failed."""
-        self.means.telemetry.retried(phase, failure.cause)
-        log.info("request %s: %s at %s: %s", self.record.request_id, phase, engine.name, failure)
-        if failure.cause == "timeout" and phase == "decode":
-            self._avoid |= {engine.name}
-            return
-        self._tried |= {engine.name}
-        if failure.status != NOT_IMPLEMENTED:
-            self.means.fleet.failed(engine, failure.cause)
 
     async def _collect(self, engine: Endpoint, first: First) -> First:
         try:
             return await self._question.collect(engine, first)
         except EngineError as failure:
-            self._note(failure, engine, "decode")
+            self._selection.failed(failure, engine, "decode")
             raise
 
 

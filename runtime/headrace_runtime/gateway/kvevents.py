@@ -7,8 +7,8 @@ process fell behind and ZeroMQ dropped messages, is asked for again. While the c
 closed, the engine counts as holding nothing: routing falls back to load. Nothing is sent or polled while nothing
 happens.
 
-What engines have on disk may outlive them, and is told again after a restart only as far as it is used: what is not
-known is not counted. Blocks of all but the first KV cache group of a hybrid model are not listened to.
+What engines have in host memory and on disk they tell by the names of the blocks; tokens, which such events need not
+have, are not read. Blocks of all but the first KV cache group of a hybrid model are not listened to.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from headrace_runtime.contract import Endpoint, KvEvents
-from headrace_runtime.gateway.prefix import PrefixIndex, Stored, Tier
+from headrace_runtime.gateway.blocks import Stored, Tier
+from headrace_runtime.gateway.prefix import PrefixIndex
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,11 @@ def apply(index: PrefixIndex, engine: str, payload: bytes) -> None:
         elif not event.group_idx and (tier := TIERS.get(event.medium)) is not None:
             if isinstance(event, BlockRemoved):
                 index.remove(engine, event.block_hashes, tier)
-                continue
-            hashes, parent, extra = event.block_hashes, event.parent_block_hash, event.extra_keys or ()
-            index.store(engine, Stored(hashes, parent, event.token_ids, event.block_size, tier, extra))
+            elif tier != "device":
+                index.refer(engine, event.block_hashes, tier)
+            else:
+                hashes, parent, extra = event.block_hashes, event.parent_block_hash, event.extra_keys or ()
+                index.store(engine, Stored(hashes, parent, event.token_ids, event.block_size, extra))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,33 +5,37 @@ A prompt is a *path*: places in it, each a `key` for everything up to there and 
 (device, host, disk). A lookup intersects these integers along the path, not engine by engine: its cost follows the
 depth of the prompt (its logarithm, as a rule), hardly the number of engines.
 
-The index believes what engines say (`store`, `remove`, `clear`) and, for `HOPE_SECONDS`, what was just decided
+What a block holds is told by the device's events alone: they have its tokens and all that tells it from another of the
+same tokens. Those of host and disk may have neither, as when an engine finds on its disk after a restart what it wrote
+before it. They say a *name*, the engine's hash of the block, which is the same for all engines of a deployment: the
+index knows what it means from any engine's device, remembers names that nobody holds at the moment, and keeps blocks
+whose name it does not know yet *unplaced* until it learns it. An unplaced block is not counted.
+
+The index believes what engines say (`store`, `refer`, `remove`, `clear`) and, for `HOPE_SECONDS`, what was just decided
 (`hope`): a prompt that was sent to an engine will be in its cache soon, so that equal prompts in a burst meet there.
 An engine that lets such a hope about an exact path expire and says nothing is *late*: it counts as holding nothing,
 so that routing falls back to load, until it speaks again. `kvevents.py` is the writer, `journey.py` the reader; both
 give the time.
 """
 
-from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, TypeVar
 
-Tier = Literal["device", "host", "disk"]
-Name = int | bytes
-"""What an engine calls a block: the hash that vLLM gives it."""
-Path = Sequence[tuple[int, int]]
-"""`(key, tokens)` of places in a prompt, in order. Equal keys: equal prompts up to there."""
+from headrace_runtime.gateway.blocks import ROOT, Holdings, Name, Path, Stored, Tier, keys_of
+from headrace_runtime.gateway.reach import bits, reach
+from headrace_runtime.gateway.recent import Recent
 
-ROOT: Final = 0
+K = TypeVar("K")
+
 HOPE_SECONDS: Final = 10.0
 HOPED_BLOCKS: Final = 1_000_000
 """More is not hoped for at a time."""
-TIER_WEIGHTS: Final[Mapping[Tier, float]] = {"device": 1.0, "host": 0.8, "disk": 0.5}
-"""How much of a token's computation is saved where it lies in a tier: from the others it has to be copied first."""
 BLOCKS_PER_ENGINE: Final = 1_000_000
 """Most blocks that are remembered of an engine; more are not, until it removes some."""
+NAMES: Final = 500_000
+"""Most names of blocks that are remembered while nobody holds them: about 75 MB."""
 
 
 @dataclass(slots=True)
@@ -39,8 +43,8 @@ class Member:
     """One engine."""
 
     number: int
-    names: dict[Name, int] = field(default_factory=dict)
-    """Its own names of the blocks it holds, and our keys."""
+    names: set[Name] = field(default_factory=set)
+    """Of the blocks that it holds in any tier, placed or not."""
     heard: float = float("-inf")
     """When it last spoke."""
     late: bool = True
@@ -51,45 +55,12 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """An engine has these blocks now, one after the other, the first after block `parent`."""
-
-    names: Sequence[Name]
-    parent: Name | None
-    tokens: Sequence[int]
-    block_size: int
-    tier: Tier = "device"
-    extra: Sequence[object] = ()
-    """What else tells a block from another of the same tokens (adapter, image, salt), one entry per block or none."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Hope:
     until: float
     since: float
     member: Member
     keys: list[int]
     exact: bool
-
-
-def keys_of(tokens: Sequence[int], block_size: int, parent: int = ROOT, extra: Sequence[object] = ()) -> list[int]:
-    """The key of each full block of `tokens`, which follow on `parent`.
-
-    Raises OverflowError for what is no token id. Keys hold within one process only: Python's hash is salted, so that
-    nobody can make two prompts meet on purpose. Where two do, a request goes to an engine that has to compute its
-    prompt after all.
-    """
-    data, width = array("I", tokens).tobytes(), 4 * block_size
-    keys: list[int] = []
-    if not extra or not any(extra):
-        for start in range(0, len(data) - width + 1, width):
-            parent = hash((parent, data[start : start + width]))
-            keys.append(parent)
-        return keys
-    for index, start in enumerate(range(0, len(data) - width + 1, width)):
-        parent = hash((parent, data[start : start + width], repr(extra[index]) if extra[index] else ""))
-        keys.append(parent)
-    return keys
 
 
 class PrefixIndex:
@@ -102,6 +73,12 @@ class PrefixIndex:
         self._tiers: dict[Tier, dict[int, int]] = {"device": {}, "host": {}, "disk": {}}
         """Who holds a block there: key → engines, as bits. No block without an engine is kept."""
         self._hoped: dict[int, int] = {}
+        self._names: dict[Name, int] = {}
+        """What is known of names of blocks that some engine holds: our key."""
+        self._unheld: Recent[Name, int] = Recent(NAMES)
+        """The same of names that nobody holds."""
+        self._unplaced: dict[Tier, dict[Name, int]] = {"host": {}, "disk": {}}
+        """Who holds a block there of which nothing is known but its name: engines, as bits."""
         self._members: dict[str, Member] = {}
         self._by_number: dict[int, str] = {}
         self._timely = 0
@@ -141,36 +118,55 @@ class PrefixIndex:
 
     def store(self, engine: str, stored: Stored) -> None:
         """Blocks of which the parent is unknown are left out: nothing can be said of what comes before them."""
-        member, holders = self._members[engine], self._tiers[stored.tier]
-        parent = ROOT if stored.parent is None else member.names.get(stored.parent)
+        member, holders = self._members[engine], self._tiers["device"]
+        parent = ROOT if stored.parent is None else self._meaning(stored.parent)
         if parent is None:
             return
         self.block_size = stored.block_size
         keys = keys_of(stored.tokens, stored.block_size, parent, stored.extra)
         for name, key in zip(stored.names, keys, strict=False):
-            if len(member.names) >= self._limit and name not in member.names:
-                return
-            member.names[name] = key
-            holders[key] = holders.get(key, 0) | member.bit
+            if self._note(member, name) and self._learn(name, key):
+                _give(holders, key, member.bit)
+
+    def refer(self, engine: str, names: Iterable[Name], tier: Tier) -> None:
+        """The engine has these blocks in host memory or on disk."""
+        member = self._members[engine]
+        for name in names:
+            if self._note(member, name):
+                key = self._known(name)
+                if key is None:
+                    _give(self._unplaced[tier], name, member.bit)
+                else:
+                    _give(self._tiers[tier], key, member.bit)
 
     def remove(self, engine: str, names: Iterable[Name], tier: Tier = "device") -> None:
         """Names that are unknown are skipped: blocks that were left out are removed by their engine all the same."""
         member = self._members[engine]
         for name in names:
-            key = member.names.get(name)
-            if key is None:
+            if name not in member.names:
                 continue
-            _take(self._tiers[tier], key, member.bit)
-            if not any(holders.get(key, 0) & member.bit for holders in self._tiers.values()):
-                del member.names[name]
+            if tier in self._unplaced:
+                _take(self._unplaced[tier], name, member.bit)
+            key = self._names.get(name)
+            if key is not None:
+                _take(self._tiers[tier], key, member.bit)
+            if not self._holds(member, name, key):
+                member.names.discard(name)
+                self._let_go(name, key)
 
     def clear(self, engine: str) -> None:
         """The engine holds nothing, and what was hoped of it was in vain."""
         member = self._members[engine]
-        for key in member.names.values():
+        names, member.names = member.names, set()
+        for name in names:
+            key = self._names.get(name)
+            if key is None:
+                for unplaced in self._unplaced.values():
+                    _take(unplaced, name, member.bit)
+                continue
             for holders in self._tiers.values():
                 _take(holders, key, member.bit)
-        member.names.clear()
+            self._let_go(name, key)
         for hope in self._hopes:
             if hope.member is member:
                 self._end(hope)
@@ -178,18 +174,16 @@ class PrefixIndex:
 
     # What is asked
 
-    def held(self, path: Path, now: float) -> dict[str, float]:
-        """Tokens of the prompt that each engine need not compute, weighted by tier; engines with none are left out."""
+    def held(self, path: Path, now: float) -> Holdings:
+        """Tokens of the prompt that each engine need not compute, by where they lie."""
         self._expire(now)
         device, host, disk = self._tiers.values()
-        found = self._reach(path, [device, self._hoped])
+        near = self._reach(path, [device, self._hoped])
         if not host and not disk:
-            return found
-        on_host, on_disk = (self._reach(path, [device, self._hoped, host, *rest]) for rest in ((), (disk,)))
-        return {
-            engine: _weighed(found.get(engine, 0.0), on_host.get(engine, 0.0), tokens)
-            for engine, tokens in on_disk.items()
-        }
+            return Holdings(near)
+        middle = self._reach(path, [device, self._hoped, host]) if host else near
+        far = self._reach(path, [device, self._hoped, host, disk]) if disk else middle
+        return Holdings(near, _beyond(middle, near), _beyond(far, middle))
 
     def hope(self, engine: str, path: Path, now: float, exact: bool) -> None:
         """The prompt was sent to the engine. `exact`: its keys are those of blocks, so that events can confirm it."""
@@ -211,49 +205,57 @@ class PrefixIndex:
         member = self._members.get(engine)
         return member is not None and not member.late
 
-    # Inside
+    # Inside: names
+
+    def _meaning(self, name: Name) -> int | None:
+        key = self._names.get(name)
+        return self._unheld.get(name) if key is None else key
+
+    def _known(self, name: Name) -> int | None:
+        """The same, for a block that an engine says it holds."""
+        key = self._names.get(name)
+        if key is None and (key := self._unheld.take(name)) is not None:
+            self._names[name] = key
+        return key
+
+    def _learn(self, name: Name, key: int) -> bool:
+        """What a name means; False where it means something else already."""
+        known = self._known(name)
+        if known is not None:
+            return known == key
+        self._names[name] = key
+        for tier, unplaced in self._unplaced.items():
+            if unplaced and (engines := unplaced.pop(name, 0)):
+                _give(self._tiers[tier], key, engines)
+        return True
+
+    def _note(self, member: Member, name: Name) -> bool:
+        """The engine holds it; False where as much is remembered of it as may be."""
+        if len(member.names) >= self._limit and name not in member.names:
+            return False
+        member.names.add(name)
+        return True
+
+    def _holds(self, member: Member, name: Name, key: int | None) -> bool:
+        if key is None:
+            return any(unplaced.get(name, 0) & member.bit for unplaced in self._unplaced.values())
+        return any(holders.get(key, 0) & member.bit for holders in self._tiers.values())
+
+    def _let_go(self, name: Name, key: int | None) -> None:
+        """An engine holds it no more: the last one leaves the name to be remembered."""
+        if key is None:
+            return
+        held = any(key in holders for holders in self._tiers.values())
+        if not held or not any(name in member.names for member in self._members.values()):
+            del self._names[name]
+            self._unheld.keep(name, key)
+
+    # Inside: lookups and hopes
 
     def _reach(self, path: Path, sources: Sequence[Mapping[int, int]]) -> dict[str, float]:
-        """How far each engine holds the path, in any of the sources: tokens by engine.
-
-        Steps that double, and halving where engines fell behind in one: engines drop a prompt's blocks from its end, so
-        that one which holds a place holds those before it. Where it does not, it is taken to hold more than it does.
-        """
-
-        def holders(place: int) -> int:
-            key, held = path[place][0], 0
-            for source in sources:
-                held |= source.get(key, 0)
-            return held
-
-        reached: dict[str, float] = {}
-        names = self._by_number
-
-        def note(engines: int, tokens: int) -> None:
-            while engines:
-                lowest = engines & -engines
-                reached[names[lowest.bit_length() - 1]] = tokens
-                engines ^= lowest
-
-        def settle(low: int, high: int, engines: int) -> None:
-            """Engines that hold place `low` and not `high`."""
-            while engines and high - low > 1:
-                middle = (low + high) // 2
-                beyond = engines & holders(middle)
-                settle(middle, high, beyond)
-                engines, high = engines & ~beyond, middle
-            if low >= 0:
-                note(engines, path[low][1])
-
-        alive, low, step, last = self._timely, -1, 1, len(path) - 1
-        while alive and low < last:
-            high = min(low + step, last)
-            beyond = alive & holders(high)
-            settle(low, high, alive & ~beyond)
-            alive, low, step = beyond, high, 2 * step
-        if low >= 0:
-            note(alive, path[low][1])
-        return reached
+        """How far each engine that is not late holds the path, in any of the sources: tokens by engine."""
+        names, groups = self._by_number, reach(path, sources, self._timely)
+        return {names[number]: tokens for engines, tokens in groups for number in bits(engines)}
 
     def _expire(self, now: float) -> None:
         """Give up hopes that are due. An engine that said nothing since an exact one is late."""
@@ -274,13 +276,16 @@ class PrefixIndex:
         self._timely = self._timely & ~member.bit if late else self._timely | member.bit
 
 
-def _weighed(device: float, host: float, disk: float) -> float:
-    """Tokens on the device, and further down to those in host memory and on disk, as tokens that are not computed."""
-    weights = TIER_WEIGHTS
-    return device * weights["device"] + (host - device) * weights["host"] + (disk - host) * weights["disk"]
+def _beyond(far: Mapping[str, float], near: Mapping[str, float]) -> dict[str, float]:
+    """How much further engines hold the prompt with one tier more."""
+    return {engine: tokens - near.get(engine, 0.0) for engine, tokens in far.items() if tokens > near.get(engine, 0.0)}
 
 
-def _take(holders: dict[int, int], key: int, bit: int) -> None:
+def _give(holders: dict[K, int], key: K, bits: int) -> None:
+    holders[key] = holders.get(key, 0) | bits
+
+
+def _take(holders: dict[K, int], key: K, bit: int) -> None:
     """This engine has the block no longer."""
     left = holders.get(key, 0) & ~bit
     if left:

@@ -66,6 +66,8 @@ class Facts:
     canary: str | None = None
     trace: Headers = ()
     """The client's trace context, for the engines to go on with."""
+    adapter: str = ""
+    """The model that is asked for, where it is an adapter of the one that all engines serve."""
 
     @property
     def wants_token_ids(self) -> bool:
@@ -82,7 +84,14 @@ class Facts:
         return self.computed and self.path != RESPONSES
 
 
-def parse(path: str, body: bytes, served_name: str, canary: str | None = None, trace: Headers = ()) -> Facts:
+def parse(
+    path: str,
+    body: bytes,
+    served_name: str,
+    canary: str | None = None,
+    trace: Headers = (),
+    adapters: Sequence[str] = (),
+) -> Facts:
     """Read a body of one of `ROUTES`. Raises RequestError (400, 404)."""
     try:
         document = orjson.loads(body)
@@ -93,8 +102,9 @@ def parse(path: str, body: bytes, served_name: str, canary: str | None = None, t
     model = document.get("model", served_name if path in (TOKENIZE, DETOKENIZE) else None)
     if not isinstance(model, str):
         raise errors.malformed("`model` must be given, as a string.", "model")
-    if model != served_name:
-        raise errors.unknown_model(model, served_name)
+    adapter = model if model != served_name else ""
+    if adapter and adapter not in adapters:
+        raise errors.unknown_model(model, [served_name, *adapters])
     _refuse_transfer_fields(document)
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -109,7 +119,16 @@ def parse(path: str, body: bytes, served_name: str, canary: str | None = None, t
         resumable=path in (CHAT, COMPLETIONS) and _resumable(document),
         canary=canary,
         trace=trace,
+        adapter=adapter,
     )
+
+
+def salted(facts: Facts, salt: str) -> Facts:
+    """The request with this `cache_salt` in place of the client's own."""
+    document = {**facts.document, "cache_salt": salt}
+    if "cache_salt" in facts.document:
+        return replace(facts, body=orjson.dumps(document), document=document)
+    return replace(facts, body=_with_member(facts.body, b'"cache_salt":"%b"' % salt.encode()), document=document)
 
 
 def trace_of(headers: Mapping[str, str]) -> Headers:
@@ -154,8 +173,7 @@ def body_with_token_ids(facts: Facts) -> bytes:
         return facts.body
     if "return_token_ids" in facts.document:
         return orjson.dumps({**facts.document, "return_token_ids": True})
-    after = facts.body.index(b"{") + 1
-    return b'%b"return_token_ids":true,%b' % (facts.body[:after], facts.body[after:])
+    return _with_member(facts.body, b'"return_token_ids":true')
 
 
 def continuation(facts: Facts, token_ids: Sequence[int]) -> Facts:
@@ -170,6 +188,12 @@ def continuation(facts: Facts, token_ids: Sequence[int]) -> Facts:
         stream=True,
         prompt_tokens=facts.prompt_tokens + len(token_ids),
     )
+
+
+def _with_member(body: bytes, member: bytes) -> bytes:
+    """A JSON object with one member more, before the others, of which there is one at least."""
+    after = body.index(b"{") + 1
+    return b"%b%b,%b" % (body[:after], member, body[after:])
 
 
 def _streamed(facts: Facts) -> dict[str, Any]:

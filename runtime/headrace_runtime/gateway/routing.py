@@ -2,12 +2,15 @@
 
 Pure: no clock, no chance, no I/O; `turn` (a counter) is what spreads equals. Called by `journey.py` once per try.
 
-PrefixAware gives each engine a cost in tokens, and the least is best: what the engine has yet to compute of other
-prompts, plus what it would have to compute of this one (its length less what the engine holds already), plus
-`WRITING_WEIGHT` for each token of context that it is writing on, since that slows its steps a little, plus
-`FRESH_WEIGHT` for each token that it computed lately, since caches are finite. Waiting for a long queue and computing a
-prompt again are thus weighed in the same unit. Where nothing is known of what engines hold, that is least-loaded
-routing, by tokens in place of requests.
+PrefixAware gives each engine a cost in tokens, and the least is best: what the engine has yet to do for other prompts,
+plus what it would have to do for this one, plus `WRITING_WEIGHT` for each token of context that it is writing on, since
+that slows its steps a little, plus `FRESH_WEIGHT` for each token that it computed lately, since caches are finite. What
+lies on the device costs nothing; what is loaded from host memory or disk, or fetched from a prefill engine, costs what
+`sources.py` learnt; the rest is computed. Waiting for a long queue and computing a prompt again are thus weighed in the
+same unit. Where nothing is known of what engines hold, that is least-loaded routing, by tokens in place of requests.
+
+A decode engine that holds most of a prompt in its own tiers may serve it alone, where that costs less than a prefill
+engine and the transfer. What it has to compute holds up the answers it is writing (`HELD_UP_WEIGHT`).
 """
 
 import math
@@ -17,6 +20,7 @@ from operator import attrgetter
 from typing import Final, Literal
 
 from headrace_runtime.contract import Endpoint
+from headrace_runtime.gateway.sources import USUAL, Rates, Work
 
 Policy = Literal["PrefixAware", "LeastLoaded", "RoundRobin"]
 
@@ -26,8 +30,11 @@ other weights do."""
 FRESH_WEIGHT: Final = 0.01
 """Without it, prompts that have but a system prompt in common would all go to the engine that had the first of them,
 while others are idle and their caches empty."""
-FETCH_WEIGHT: Final = 0.1
-"""Cost of a token whose KV blocks come from a prefill engine, against one that is computed."""
+HELD_UP_WEIGHT: Final = 0.25
+"""Of each request in flight on a decode engine, for each token of another's prompt that is computed there."""
+MOST: Final = 0.5
+"""Of a prompt, that a decode engine must hold to serve it alone: else prompts would come to be computed there for good,
+which is what prefill engines are for."""
 
 _AVOIDED: Final = 1e12
 _LAST_RESORT: Final = 1e15
@@ -60,15 +67,37 @@ class Prompt:
     tokens: int
     """Of the request's prompt."""
     held: Mapping[str, float] = field(default_factory=dict)
-    """Of these, what the engine has in its cache (`prefix.py`)."""
+    """Of these, what the engine has on its device (`prefix.py`)."""
+    host: Mapping[str, float] = field(default_factory=dict)
+    """What follows on that in its host memory."""
+    disk: Mapping[str, float] = field(default_factory=dict)
+    """What follows on these on its disk."""
+    rates: Mapping[str, Rates] = field(default_factory=dict)
+    """What loading and fetching cost there; one that is missing has the usual."""
     waiting: Mapping[str, float] = field(default_factory=dict)
-    """Of other prompts, sent there and not yet computed."""
+    """Cost of other prompts, sent there and not yet computed or loaded."""
     writing: Mapping[str, float] = field(default_factory=dict)
     """Context of the answers that the engine is writing."""
     fresh: Mapping[str, float] = field(default_factory=dict)
     """Lately computed there, and so put into its cache in place of what somebody may come back for."""
     short: int = 0
-    """A decode engine computes up to so many tokens itself: not worth a prefill engine."""
+    """A decode engine computes up to so many tokens itself: what asking a prefill engine costs by itself."""
+
+    def work(self, engine: str, fetched: bool = False) -> Work:
+        """What the engine would have to do for it; `fetched`: from a prefill engine, all that is not on its device."""
+        device = self.held.get(engine, 0.0)
+        if fetched:
+            return Work(fetched=max(0.0, self.tokens - device))
+        host, disk = self.host.get(engine, 0.0), self.disk.get(engine, 0.0)
+        return Work(max(0.0, self.tokens - device - host - disk), host, disk)
+
+    def cost(self, engine: str, fetched: bool = False) -> float:
+        """Of that work, in computed tokens: `Rates.cost`, without a value for each engine of a fleet."""
+        rates, lacking = self.rates.get(engine, USUAL), self.tokens - self.held.get(engine, 0.0)
+        if fetched:
+            return max(0.0, rates.fetched * lacking)
+        host, disk = self.host.get(engine, 0.0), self.disk.get(engine, 0.0)
+        return max(0.0, lacking - host - disk) + rates.host * host + rates.disk * disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +133,7 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
       on the revision that has both roles.
     - A prefill engine writes tokens only where no other is left: the role belongs to the request, not to the process.
     - An engine that failed is not asked again, unless it is the only one.
-    - PrefixAware: a decode engine that holds all of a prompt but `short` tokens is as good as a pair.
+    - PrefixAware: a decode engine that holds most of a prompt is as good as a pair, if it costs no more.
     """
     usable = _usable(engines, need.canary)
     fresh = [engine for engine in usable if engine.name not in need.tried] if need.tried else usable
@@ -122,40 +151,34 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
     return tuple(sorted(choices, key=lambda choice: choice.prefill is None))
 
 
-def costs(prompt: Prompt, engines: Iterable[str], to_do: float = 1.0) -> list[float]:
-    """Of each engine, tokens that stand between the request and its first token: `to_do` for each that it lacks."""
+def costs(prompt: Prompt, engines: Iterable[str], fetched: bool = False) -> list[float]:
+    """Of each engine, what stands between the request and its first token; `fetched`: from a prefill engine."""
     held, waiting, tokens = prompt.held.get, prompt.waiting.get, prompt.tokens
     writing, fresh = prompt.writing.get, prompt.fresh.get
+    plain = not (fetched or prompt.host or prompt.disk)
     found = []
     for name in engines:
         ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0) + FRESH_WEIGHT * fresh(name, 0.0)
         lacking = tokens - held(name, 0.0)
-        found.append(ahead + to_do * lacking if lacking > 0 else ahead)
+        if lacking <= 0:
+            found.append(ahead)
+        elif plain:
+            found.append(ahead + lacking)
+        else:
+            found.append(ahead + prompt.cost(name, fetched))
     return found
 
 
-def explain(need: Need, engines: Sequence[Engine], choices: Sequence[Choice], policy: Policy) -> str:
-    """The choice in one line of plain words, for people who ask why: numbers and names of engines, nothing else."""
-    if not choices:
-        return f"{policy}: none of {len(engines)} engines may serve this request"
-    first, loads = choices[0], {engine.name: engine.load for engine in engines}
-
-    def account(endpoint: Endpoint) -> str:
-        name, prompt = endpoint.name, need.prompt
-        if prompt is None:
-            return f"{name} ({loads[name]} requests in flight)"
-        held, waiting, writing = (of.get(name, 0.0) for of in (prompt.held, prompt.waiting, prompt.writing))
-        return (
-            f"{name} (holds {held:.0f} of {prompt.tokens} prompt tokens; {waiting:.0f} tokens wait there, "
-            f"{writing:.0f} are in answers)"
-        )
-
-    words = [f"{policy} chose {account(first.decode)} among {len(choices)}"]
-    if first.prefill is not None:
-        words.append(f"prefill on {account(first.prefill)}")
-    if len(choices) > 1:
-        words.append(f"next best {account(choices[1].decode)}")
-    return ", ".join(words)
+def alone(prompt: Prompt, engine: Engine) -> float | None:
+    """What a decode engine that serves the prompt without a prefill engine costs more than `costs` says; None where it
+    may not: it holds too little."""
+    name = engine.name
+    lacking = prompt.tokens - prompt.held.get(name, 0.0) - prompt.host.get(name, 0.0) - prompt.disk.get(name, 0.0)
+    if lacking <= prompt.short:
+        return 0.0
+    if lacking > (1 - MOST) * prompt.tokens:
+        return None
+    return HELD_UP_WEIGHT * engine.load * lacking
 
 
 def _by_cost(
@@ -168,14 +191,14 @@ def _by_cost(
     if need.split:
         of_prefill = dict(zip(_names(prefills), costs(prompt, _names(prefills)), strict=True))
         partners = _best_prefill(sorted(prefills, key=lambda engine: of_prefill[engine.name]))
-        fetched = costs(prompt, names, FETCH_WEIGHT)
-        for place, writer in enumerate(endpoints):
-            if prompt.held.get(writer.name, 0.0) > prompt.tokens - prompt.short:
-                continue  # as good as a pair
-            partner = partnered[place] = _partner(writer, partners)
-            totals[place] = (
-                totals[place] + _LAST_RESORT if partner is None else fetched[place] + of_prefill[partner.name]
-            )
+        fetched = costs(prompt, names, fetched=True)
+        for place, writer in enumerate(writers):
+            more = alone(prompt, writer) if need.canary is None else None
+            by_itself = totals[place] + (_LAST_RESORT if more is None else more)
+            partner = _partner(writer.endpoint, partners)
+            pair = math.inf if partner is None else fetched[place] + prompt.short + of_prefill[partner.name]
+            totals[place] = min(pair, by_itself)
+            partnered[place] = partner if pair < by_itself else None
     if need.avoid:
         totals = [total + _AVOIDED * (name in need.avoid) for name, total in zip(names, totals, strict=True)]
     best = []

@@ -14,7 +14,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, BinaryIO
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import orjson
 import uvloop
@@ -34,10 +34,11 @@ from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes
 from headrace_runtime.gateway.kvevents import follow
 from headrace_runtime.gateway.port import Server
-from headrace_runtime.gateway.reload import ContractFile, Live, Reloader, Result, What
+from headrace_runtime.gateway.reload import Live, Reloader, Result, What
 from headrace_runtime.gateway.request import ROUTES
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
 from headrace_runtime.gateway.upstream import Pool
+from headrace_runtime.mounted import ContractFile
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,14 @@ SPARE_FILES = 1024
 """Open files beside the connections: logs, the watch of the pods, the admin port, five for an engine's KV events."""
 
 
-def main(contract: GatewayContract, place: Place, file: ContractFile) -> None:
+def main(contract: GatewayContract, place: Place, file: ContractFile[GatewayContract]) -> None:
     """Run until SIGTERM or SIGINT; `file` is where the contract was read. Raises OSError where a port cannot be
     had."""
     _raise_file_limit(2 * contract.max_connections + SPARE_FILES)
     uvloop.run(_until_told(contract, place, file))
 
 
-async def _until_told(contract: GatewayContract, place: Place, file: ContractFile) -> None:
+async def _until_told(contract: GatewayContract, place: Place, file: ContractFile[GatewayContract]) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
@@ -66,7 +67,9 @@ async def _until_told(contract: GatewayContract, place: Place, file: ContractFil
 class Gateway:
     """A gateway in the running event loop. `port` and `admin_port` are the real ones where the contract says 0."""
 
-    def __init__(self, contract: GatewayContract, host: str = "127.0.0.1", file: ContractFile | None = None) -> None:
+    def __init__(
+        self, contract: GatewayContract, host: str = "127.0.0.1", file: ContractFile[GatewayContract] | None = None
+    ) -> None:
         self._contract = contract
         self._host = host
         self.fleet = Fleet(contract.silence_seconds)
@@ -132,6 +135,7 @@ class Gateway:
         self._telemetry.reloaded(what, result)
         self._telemetry.access_log = _access_log(self._live.contract)
         self._admission.reload()
+        self._server.routes = self._routes()
 
     def _publishing(self) -> list[Endpoint]:
         """Engines whose KV events are of use."""
@@ -153,26 +157,33 @@ class Gateway:
     # The public port
 
     def _routes(self) -> Routes:
-        served = self._contract.served_name
+        names = [quoted for name in self._models for quoted in {name, quote(name, safe="")}]
         return {
             **{path: {"POST": self._flow} for path in ROUTES},
-            "/v1/models": {"GET": self._models},
-            **{f"/v1/models/{name}": {"GET": self._model} for name in {served, quote(served, safe="")}},
+            "/v1/models": {"GET": self._list},
+            **{f"/v1/models/{name}": {"GET": self._model} for name in names},
             "/health": {"GET": self._health},
         }
 
-    async def _models(self, request: Request, answer: Answer) -> None:
+    @property
+    def _models(self) -> tuple[str, ...]:
+        return self._contract.served_name, *self._live.contract.adapters
+
+    async def _list(self, request: Request, answer: Answer) -> None:
         """Told without an engine: one tells its model's folder too, which is nobody's business."""
         self._admission.caller(request.headers)
-        body = orjson.dumps({"object": "list", "data": [self._card()]})
+        body = orjson.dumps({"object": "list", "data": [self._card(name) for name in self._models]})
         answer.send(200, [("content-type", "application/json")], body)
 
     async def _model(self, request: Request, answer: Answer) -> None:
         self._admission.caller(request.headers)
-        answer.send(200, [("content-type", "application/json")], orjson.dumps(self._card()))
+        name = unquote(request.path.removeprefix("/v1/models/"))
+        answer.send(200, [("content-type", "application/json")], orjson.dumps(self._card(name)))
 
-    def _card(self) -> dict[str, Any]:
-        return {"id": self._contract.served_name, "object": "model", "created": 0, "owned_by": "headrace"}
+    def _card(self, name: str) -> dict[str, Any]:
+        served = self._contract.served_name
+        card = {"id": name, "object": "model", "created": 0, "owned_by": "headrace"}
+        return card if name == served else {**card, "parent": served}
 
     async def _health(self, request: Request, answer: Answer) -> None:
         """200 while some engine can answer."""
