@@ -65,7 +65,7 @@ class Model(Frozen):
     loader: Literal["Auto", "Safetensors", "Streamer", "FastSafetensors"] = "Auto"
     integrity: Integrity = Integrity()
     cache: ModelCache | None = None
-    """None: the model is mounted, nothing is fetched."""
+    """Where the model goes, or those of its adapters, whose source is one that is fetched. None: nothing is fetched."""
     credentials_folder: str | None = None
     """Of what its source, and those of its adapters, ask for; read when a fetch begins."""
     adapters: tuple[Adapter, ...] = ()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from headrace_runtime.contract import NodeContract, WeightsState
+from headrace_runtime.models import sources
 from headrace_runtime.models.errors import CancelledError as FetchCancelledError
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
@@ -39,9 +40,10 @@ class Custody:
     def __init__(
         self, contract: NodeContract, wake: Callable[[], None], look_again_seconds: float = LOOK_AGAIN_SECONDS
     ) -> None:
-        """A model with a cache is fetched into it, and `model.path` is made a link to its copy."""
+        """A model that is fetched goes into the node's cache, and `model.path` is made a link to its copy."""
         model = contract.model
-        self._copies = Copies(model.cache, model.credentials_folder) if model.cache else None
+        fetched = model.cache if sources.fetched(model.source) else None  # else the cache is for adapters
+        self._copies = Copies(fetched, model.credentials_folder) if fetched else None
         self.verdict: Literal["Fetching", "Reading", "Usable"] | Verdict = "Fetching" if self._copies else "Reading"
         self.refused_at = 0.0
         """When the verdict turned against a running engine, on the clock of `time.monotonic`."""

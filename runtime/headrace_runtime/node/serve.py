@@ -11,6 +11,7 @@ import aiohttp
 
 from headrace_runtime.contract import Adapter, NodeContract, Place
 from headrace_runtime.engine import arguments
+from headrace_runtime.models import sources
 from headrace_runtime.models.errors import CancelledError as FetchCancelledError
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
@@ -70,7 +71,7 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
 
 def with_place_for_copy(contract: NodeContract, run_dir: Path) -> NodeContract:
     """The contract with the path that the engine finds a fetched model at, whatever its copy is called."""
-    if contract.model.cache is None:
+    if contract.model.cache is None or not sources.fetched(contract.model.source):
         return contract
     return contract.model_copy(update={"model": contract.model.model_copy(update={"path": str(run_dir / "model")})})
 
