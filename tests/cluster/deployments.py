@@ -30,7 +30,9 @@ from local.readiness import Kubectl, is_ready
 ENGINE_FOLDER = "/opt/headrace/engine"
 MODELS = "/opt/headrace/models"
 # Everything that the operator makes for a deployment, and what comes of it.
-CHILDREN = "pods,services,configmaps,secrets,serviceaccounts,deployments,replicasets,roles,rolebindings"
+CHILDREN = (
+    "pods,services,configmaps,secrets,serviceaccounts,deployments,replicasets,roles,rolebindings,persistentvolumeclaims"
+)
 Json = dict[str, Any]
 
 
@@ -152,10 +154,16 @@ class Infd:
 
     def prompt_tokens(self, pod: str) -> Counter[str]:
         """Tokens of prompts that an engine met, by where their KV blocks came from."""
+        return self._by_source(pod, "vllm:prompt_tokens_by_source_total")
+
+    def cached_tokens(self, pod: str) -> Counter[str]:
+        """Tokens of prompts that an engine did not compute, by the tier that had them: device, host, disk."""
+        return self._by_source(pod, "vllm:prompt_tokens_cached_by_source_total")
+
+    def _by_source(self, pod: str, metric: str) -> Counter[str]:
         text = self.fetch(pod, ENGINE_PORT, "/metrics")
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        wanted = "vllm:prompt_tokens_by_source_total"
-        return Counter({one.labels["source"]: int(one.value) for one in samples if one.name == wanted})
+        return Counter({one.labels["source"]: int(one.value) for one in samples if one.name == metric})
 
     # ---- what is done
 
