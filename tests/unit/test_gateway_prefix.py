@@ -167,6 +167,22 @@ def test_a_cleared_engine_has_no_blocks_without_a_meaning_either() -> None:
     assert made.held(path(1, 2), 0.0) == Holdings({"b": 8})
 
 
+def test_the_last_block_of_a_chunk_stands_for_all_of_it() -> None:
+    """As where an engine finds chunks on its disk after a restart: it knows the hash of the last block alone."""
+    made = index("a")
+    made.store("a", stored(1, 2, 3, 4))
+    for chunk in (names(1, 2), names(1, 2, 3, 4)[2:]):
+        made.chunk(chunk)
+    made.lost("a")
+    made.heard("a", 1.0)
+    made.refer("a", [names(1, 2)[-1], names(1, 2, 3, 4)[-1]], "disk")
+    assert made.held(path(1, 2, 3, 4), 1.0) == Holdings(disk={"a": 16})
+    made.remove("a", [names(1, 2, 3, 4)[-1]], "disk")
+    assert made.held(path(1, 2, 3, 4), 1.0) == Holdings(disk={"a": 8})
+    made.remove("a", names(1, 2), "disk")
+    assert made.held(path(1, 2, 3, 4), 1.0) == Holdings()
+
+
 def test_a_name_means_what_it_meant_first() -> None:
     made = index("a", "b")
     made.store("a", Stored([7], None, tokens(1), BLOCK))

@@ -171,6 +171,21 @@ async def test_what_is_on_disk_is_known_after_the_engine_and_its_events_began_an
             assert index.block_size == BLOCK
 
 
+async def test_chunks_of_several_blocks_are_known_again_by_their_last(events: KvEvents) -> None:
+    async with following([engine("a", events)]) as index:
+        async with publishing(events) as publisher:
+            chunk = stored([1, 2, 3], PROMPT, BLOCK)
+            chunk.medium = "CPU"
+            await publisher.send(stored([1, 2, 3], PROMPT, BLOCK), chunk)
+            await until(lambda: held(index) == {"a": 12})
+        await until(lambda: not index.timely("a"))
+        async with publishing(events) as publisher:
+            await publisher.send(lower([3], "STORAGE"))
+            await until(lambda: tiers(index) == Holdings(disk={"a": 12}))
+            await publisher.send(BlockRemoved([3], "STORAGE"))
+            await until(lambda: tiers(index) == Holdings())
+
+
 def tiers(index: PrefixIndex) -> Holdings:
     return index.held(exact(PROMPT, BLOCK), time.monotonic())
 
@@ -179,17 +194,12 @@ def test_tiers_are_told_by_the_medium_and_other_groups_of_a_hybrid_model_are_lef
     index = PrefixIndex()
     index.join("a")
     index.heard("a", 0.0)
-    on_host, on_disk, elsewhere, hybrid = (stored([1, 2, 3], PROMPT, BLOCK) for _ in range(4))
-    on_host.medium, on_disk.medium, elsewhere.medium, hybrid.group_idx = "CPU", "STORAGE", "MOON", 1
+    on_device, elsewhere, hybrid = (stored([1, 2, 3], PROMPT, BLOCK) for _ in range(3))
+    elsewhere.medium, hybrid.group_idx = "MOON", 1
     for event in (elsewhere, hybrid):
         apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [event])))
     assert held(index) == {}
-    for event in (
-        stored([1, 2, 3], PROMPT, BLOCK),
-        on_disk,
-        on_host,
-        BlockRemoved([2, 3], "GPU"),
-        BlockRemoved([3], "CPU"),
-    ):
-        apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [event])))
+    below = [lower([name], medium) for name in (1, 2, 3) for medium in ("CPU", "STORAGE")]
+    gone = [BlockRemoved([2, 3], "GPU"), BlockRemoved([3], "CPU")]
+    apply(index, "a", msgspec.msgpack.encode(Batch(0.0, [on_device, *below, *gone])))
     assert tiers(index) == Holdings({"a": 4}, {"a": 4}, {"a": 4})

@@ -83,6 +83,8 @@ def apply(index: PrefixIndex, engine: str, payload: bytes) -> None:
             if isinstance(event, BlockRemoved):
                 index.remove(engine, event.block_hashes, tier)
             elif tier != "device":
+                if len(event.block_hashes) > 1:  # vLLM tells of one chunk at a time
+                    index.chunk(event.block_hashes)
                 index.refer(engine, event.block_hashes, tier)
             else:
                 hashes, parent, extra = event.block_hashes, event.parent_block_hash, event.extra_keys or ()

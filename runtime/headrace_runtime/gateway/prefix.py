@@ -19,15 +19,13 @@ give the time.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from headrace_runtime.gateway.blocks import ROOT, Holdings, Name, Path, Stored, Tier, keys_of
-from headrace_runtime.gateway.reach import bits, reach
+from headrace_runtime.gateway.reach import bits, give, reach, take
 from headrace_runtime.gateway.recent import Recent
-
-K = TypeVar("K")
 
 HOPE_SECONDS: Final = 10.0
 HOPED_BLOCKS: Final = 1_000_000
@@ -77,6 +75,8 @@ class PrefixIndex:
         """What is known of names of blocks that some engine holds: our key."""
         self._unheld: Recent[Name, int] = Recent(NAMES)
         """The same of names that nobody holds."""
+        self._chunks: Recent[Name, Sequence[Name]] = Recent(NAMES)
+        """Blocks that engines move together, by the name of the last, which may stand for all of them."""
         self._unplaced: dict[Tier, dict[Name, int]] = {"host": {}, "disk": {}}
         """Who holds a block there of which nothing is known but its name: engines, as bits."""
         self._members: dict[str, Member] = {}
@@ -126,30 +126,34 @@ class PrefixIndex:
         keys = keys_of(stored.tokens, stored.block_size, parent, stored.extra)
         for name, key in zip(stored.names, keys, strict=False):
             if self._note(member, name) and self._learn(name, key):
-                _give(holders, key, member.bit)
+                give(holders, key, member.bit)
+
+    def chunk(self, names: Sequence[Name]) -> None:
+        """Below the device engines have these blocks together or not at all."""
+        self._chunks.keep(names[-1], names)
 
     def refer(self, engine: str, names: Iterable[Name], tier: Tier) -> None:
         """The engine has these blocks in host memory or on disk."""
         member = self._members[engine]
-        for name in names:
+        for name in self._each(names):
             if self._note(member, name):
                 key = self._known(name)
                 if key is None:
-                    _give(self._unplaced[tier], name, member.bit)
+                    give(self._unplaced[tier], name, member.bit)
                 else:
-                    _give(self._tiers[tier], key, member.bit)
+                    give(self._tiers[tier], key, member.bit)
 
     def remove(self, engine: str, names: Iterable[Name], tier: Tier = "device") -> None:
         """Names that are unknown are skipped: blocks that were left out are removed by their engine all the same."""
         member = self._members[engine]
-        for name in names:
+        for name in names if tier == "device" else self._each(names):
             if name not in member.names:
                 continue
             if tier in self._unplaced:
-                _take(self._unplaced[tier], name, member.bit)
+                take(self._unplaced[tier], name, member.bit)
             key = self._names.get(name)
             if key is not None:
-                _take(self._tiers[tier], key, member.bit)
+                take(self._tiers[tier], key, member.bit)
             if not self._holds(member, name, key):
                 member.names.discard(name)
                 self._let_go(name, key)
@@ -162,10 +166,10 @@ class PrefixIndex:
             key = self._names.get(name)
             if key is None:
                 for unplaced in self._unplaced.values():
-                    _take(unplaced, name, member.bit)
+                    take(unplaced, name, member.bit)
                 continue
             for holders in self._tiers.values():
-                _take(holders, key, member.bit)
+                take(holders, key, member.bit)
             self._let_go(name, key)
         for hope in self._hopes:
             if hope.member is member:
@@ -211,6 +215,11 @@ class PrefixIndex:
         key = self._names.get(name)
         return self._unheld.get(name) if key is None else key
 
+    def _each(self, names: Iterable[Name]) -> Iterator[Name]:
+        """Of a chunk, all its blocks; those that are named themselves as well come twice, which does no harm."""
+        for name in names:
+            yield from self._chunks.get(name) or (name,)
+
     def _known(self, name: Name) -> int | None:
         """The same, for a block that an engine says it holds."""
         key = self._names.get(name)
@@ -226,7 +235,7 @@ class PrefixIndex:
         self._names[name] = key
         for tier, unplaced in self._unplaced.items():
             if unplaced and (engines := unplaced.pop(name, 0)):
-                _give(self._tiers[tier], key, engines)
+                give(self._tiers[tier], key, engines)
         return True
 
     def _note(self, member: Member, name: Name) -> bool:
@@ -269,7 +278,7 @@ class PrefixIndex:
 
     def _end(self, hope: _Hope) -> None:
         for key in hope.keys:
-            _take(self._hoped, key, hope.member.bit)
+            take(self._hoped, key, hope.member.bit)
 
     def _set_late(self, member: Member, late: bool) -> None:
         member.late = late
@@ -279,16 +288,3 @@ class PrefixIndex:
 def _beyond(far: Mapping[str, float], near: Mapping[str, float]) -> dict[str, float]:
     """How much further engines hold the prompt with one tier more."""
     return {engine: tokens - near.get(engine, 0.0) for engine, tokens in far.items() if tokens > near.get(engine, 0.0)}
-
-
-def _give(holders: dict[K, int], key: K, bits: int) -> None:
-    holders[key] = holders.get(key, 0) | bits
-
-
-def _take(holders: dict[K, int], key: K, bit: int) -> None:
-    """This engine has the block no longer."""
-    left = holders.get(key, 0) & ~bit
-    if left:
-        holders[key] = left
-    else:
-        holders.pop(key, None)

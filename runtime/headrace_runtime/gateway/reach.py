@@ -1,12 +1,15 @@
-"""How far engines hold a path, for all of them at once. Pure; called by `prefix.py` for every request.
+"""Sets of engines as bits, and how far each of them holds a path, for all at once. Pure; called by `prefix.py`.
 
 Steps that double, and halving where engines fell behind in one: engines drop a prompt's blocks from its end, so that
 one which holds a place holds those before it. Where it does not, it is taken to hold more than it does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from headrace_runtime.gateway.blocks import Path
+
+K = TypeVar("K")
 
 
 def reach(path: Path, sources: Sequence[Mapping[int, int]], engines: int) -> list[tuple[int, int]]:
@@ -48,3 +51,16 @@ def bits(engines: int) -> Iterator[int]:
         lowest = engines & -engines
         yield lowest.bit_length() - 1
         engines ^= lowest
+
+
+def give(holders: dict[K, int], key: K, bits: int) -> None:
+    holders[key] = holders.get(key, 0) | bits
+
+
+def take(holders: dict[K, int], key: K, bit: int) -> None:
+    """This engine has the block no longer."""
+    left = holders.get(key, 0) & ~bit
+    if left:
+        holders[key] = left
+    else:
+        holders.pop(key, None)
