@@ -7,6 +7,7 @@ Kubernetes client, nor the gateway's event loop.
 import ipaddress
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -111,6 +112,32 @@ def gateway(file: Path, **place: Any) -> None:
     from headrace_runtime.mounted import ContractFile  # noqa: PLC0415
 
     serve.main(contract, Place(**place), ContractFile(file, lambda file: parsed(file, contracts.GatewayContract)))
+
+
+@main.command()
+@click.argument("source")
+@click.option(
+    "--into",
+    "cache",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The node's cache of models; made if there is none.",
+)
+@click.option("--size", help="What the cache may hold: 500Gi. Models that nothing runs on make room.")
+@click.option("--credentials", type=FOLDER, help="A folder as a Secret is mounted: HF_TOKEN, .dockerconfigjson, ...")
+def fetch(source: str, cache: Path, size: str | None, credentials: Path | None) -> None:
+    """Fetch a model into a node's cache, as an agent would: to warm the node, or to see what is wrong.
+
+    SOURCE is hf://OWNER/NAME@COMMIT, oci://REGISTRY/REPOSITORY:TAG, s3://BUCKET/PREFIX or https://HOST/PATH. The folder
+    is written to standard output. What was fetched before it ended is kept, and gone on with.
+    """
+    from headrace_runtime.models import command  # noqa: PLC0415
+
+    try:
+        limit = command.size(size) if size else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--size") from error
+    sys.exit(command.run(source, cache, limit, credentials, os.environ))
 
 
 @main.command()

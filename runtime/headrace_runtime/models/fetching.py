@@ -134,7 +134,7 @@ def _make(listing: Listing, making: Making, http: Http, progress: Progress) -> N
     paths = [blobs / str(number) for number in range(len(files))]
     journal = Journal(making.folder / "journal", files, PIECE_BYTES, record.boot_id())
     try:
-        transfer = Transfer(http, progress, making.grow)
+        transfer = Transfer(http, progress, making.grow, PIECE_BYTES)
         try:
             digests = transfer.run(files, paths, journal)
         except DamagedError as error:

@@ -30,8 +30,8 @@ SILENCE_SECONDS = 60.0
 MAX_DOCUMENT = 64 * 1024**2
 """Of a listing or a manifest."""
 FAILURES = 8
-"""In a row, with not one byte in between: about a minute and a half."""
-FIRST_PAUSE = 0.5
+"""In a row, with not one byte in between: about a minute."""
+FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 UNWELL = frozenset({408, 425, 429, 500, 502, 503, 504})
 DENIED = frozenset({401, 403})
@@ -145,8 +145,8 @@ def retry_after(text: str | None) -> float | None:
 
 
 def pause(failures: int, chance: float) -> float:
-    """Seconds before the next try after `failures` in a row: doubling, and spread by `chance` (0 to 1)."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16)) * (0.5 + 0.5 * chance)
+    """Seconds before the next try after `failures` in a row: each thrice the last, and spread by `chance` (0 to 1)."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 3.0 ** min(failures - 1, 16)) * (0.5 + 0.5 * chance)
 
 
 def persist(act: Callable[[], Result], progress: Progress, moved: Callable[[], int] = lambda: 0) -> Result:
