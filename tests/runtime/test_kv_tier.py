@@ -1,121 +1,135 @@
-"""KV blocks on disk, with a real engine: they outlive it, are those of its own model alone, and are never wrong ones.
-
-One warm parent for the file; its engines are killed and started again in seconds.
-"""
+"""KV blocks on disk, with real engines: they outlive the engine, are those of its own model alone, and never wrong."""
 
 import os
-import random
-import signal
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from headrace_runtime.contract import KvDisk, KvState, KvTiers, Place
-from headrace_runtime.engine import arguments
-from headrace_runtime.kv import report
-from local.programs import wait_until
-from tests.runtime.engines import Server, Warm, command, end, up
-from tests.runtime.processes import free_port
+from headrace_runtime.contract import KvDisk
+from tests.runtime.kv_tiers import BLOCK, BLOCKS, PROMPT, Node, Run, node, prompt
+from tests.runtime.processes import RUNTIME
 
-BLOCK = 128
-"""Tokens of a block on CPU."""
-HOST_BYTES = 64 * 1024**2
-DISK_BYTES = 256 * 1024**2
-WEIGHTS = "sha256:" + "ab" * 32
+pytestmark = pytest.mark.timeout(600)
+
+CHECK = Path(__file__).parent / "kv_check.py"
+SIZE = 256 * 1024**2
 
 
-@dataclass
-class Bench:
-    """Engines of one node: the disk is `folder / "kv"`."""
-
-    warm: Warm
-    folder: Path
-    model: Path
-    groups: list[int] = field(default_factory=list)
-
-    def engine(self, weights: str = WEIGHTS, **more: Any) -> "Run":
-        place = Place(name="e", address="127.0.0.1", run_dir=str(self.folder / "run"), engine_port=free_port())
-        Path(place.run_dir).mkdir(exist_ok=True)
-        report.clear(Path(place.run_dir))
-        disk = KvDisk(path=str(self.folder / "kv"), size_bytes=DISK_BYTES)
-        tiers = KvTiers(host_bytes=HOST_BYTES, disk=disk)
-        launch = command(self.model, place, weights=weights, **{"kv_tiers": tiers, **more})
-        server = Server(place)
-        group = up(self.warm, launch, server, "engine.log")
-        self.groups.append(group)
-        return Run(self, group, server, Path(place.run_dir))
-
-    def extents(self) -> list[Path]:
-        return sorted(path for path in (self.folder / "kv").rglob("*") if path.is_file() and path.stat().st_size > 8192)
+@pytest.fixture(scope="module")
+def machine(
+    engine_python: Path, model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("kv")
+    with node(engine_python, folder, model("tiny"), KvDisk(path=str(folder / "kv"), size_bytes=SIZE)) as made:
+        yield made
 
 
-@dataclass
-class Run:
-    """One engine while it lives."""
-
-    bench: Bench
-    group: int
-    server: Server
-    run_dir: Path
-
-    def state(self) -> KvState:
-        wait_until("the tier says how it is", lambda: report.read(self.run_dir) is not None, 30)
-        state = report.read(self.run_dir)
-        assert state
-        return state
-
-    def stored(self, blocks: int) -> None:
-        """Wait until so many are on disk."""
-        wait_until(f"{blocks} blocks are stored, not {self.state()}", lambda: self.state().stored >= blocks, 60)
-
-    def from_disk(self) -> float:
-        return self.server.cached_tokens("disk")
-
-    def kill(self) -> None:
-        """SIGKILL to all of it."""
-        self.bench.groups.remove(self.group)
-        end(self.bench.warm, self.group)
-
-
-def prompt(seed: int, tokens: int = 6 * BLOCK + 40) -> list[int]:
-    chance = random.Random(seed)
-    return [chance.randrange(10, 4000) for _ in range(tokens)]
-
-
-def text(answer: dict[str, Any]) -> str:
-    said: str = answer["choices"][0]["text"]
+@pytest.fixture(scope="module")
+def said(machine: Node) -> str:
+    """What an engine answered to prompt 1, before it was killed."""
+    first = machine.start()
+    said = first.say(prompt(1))
+    assert first.from_disk() == 0
+    first.stores()
+    first.kill()
     return said
 
 
 @pytest.fixture(scope="module")
-def bench(
-    engine_python: Path, model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("kv")
-    launch = command(model("tiny"), Place(name="e", address="127.0.0.1", run_dir=str(folder / "run")))
-    with ExitStack() as stack:
-        warm = Warm(engine_python, folder, dict(launch.env))
-        stack.callback(warm.close)
-        bench = Bench(warm, folder, model("tiny"))
-        yield bench
-        for group in bench.groups:
-            os.killpg(group, signal.SIGKILL)
+def engine(machine: Node, said: str) -> Run:
+    """Finds the disk as the killed one left it."""
+    return machine.start(kv_events=True)
 
 
-def test_a_prompt_comes_from_disk_after_the_engine_was_killed(bench: Bench) -> None:
-    first = bench.engine()
-    said = text(first.server.complete(prompt(1), 8))
-    assert first.from_disk() == 0
-    first.stored(6)
-    first.kill()
-    second = bench.engine()
-    assert second.state().blocks >= 6
-    assert text(second.server.complete(prompt(1), 8)) == said
-    assert second.from_disk() == 6 * BLOCK
-    state = second.state()
-    print(state)
-    second.kill()
+def test_a_prompt_comes_from_disk_after_its_engine_was_killed(engine: Run, said: str) -> None:
+    assert engine.state().blocks >= BLOCKS
+    assert engine.say(prompt(1)) == said
+    assert engine.from_disk() == BLOCKS * BLOCK
+    state = engine.until("the state has counted it", lambda state: state.found == BLOCKS)
+    assert (state.ready, state.loaded, state.damaged) == (True, BLOCKS, 0)
+    assert 0 < state.bytes_used <= SIZE == state.bytes_limit
+
+
+def test_an_unseen_prompt_takes_nothing_from_disk(engine: Run) -> None:
+    before = engine.from_disk()
+    engine.say(prompt(2))
+    assert engine.from_disk() == before
+
+
+def test_blocks_of_another_salt_are_not_shared(engine: Run) -> None:
+    before, stored = engine.from_disk(), engine.state().stored
+    said = engine.say(prompt(3), cache_salt="one tenant")
+    engine.until("its blocks are stored", lambda state: state.stored >= stored + BLOCKS)
+    engine.forget()
+    engine.say(prompt(3), cache_salt="another tenant")
+    engine.say(prompt(3))
+    assert engine.from_disk() == before
+    assert engine.say(prompt(3), cache_salt="one tenant") == said
+    assert engine.from_disk() == before + BLOCKS * BLOCK
+
+
+def test_damaged_blocks_are_computed_anew(engine: Run, machine: Node) -> None:
+    before, seen = engine.from_disk(), engine.state()
+    said = engine.say(prompt(4))
+    engine.until("its blocks are stored", lambda state: state.stored >= seen.stored + BLOCKS)
+    damage(machine)
+    engine.forget()
+    assert engine.say(prompt(4)) == said
+    assert engine.from_disk() == before
+    engine.until("the damage is counted", lambda state: state.damaged > seen.damaged)
+    stored = engine.state().stored
+    engine.forget()
+    assert engine.say(prompt(4)) == said
+    engine.until("its blocks are stored again", lambda state: state.stored > stored or state.found > seen.found)
+
+
+def damage(machine: Node) -> None:
+    """A flipped byte in each block on disk: they begin on pages, after tables of fewer than 64."""
+    for extent in Path(machine.disk.path).rglob("*"):
+        if extent.is_file() and extent.stat().st_size > 1024**2:
+            with extent.open("r+b") as file:
+                for offset in range(extent.stat().st_size - 5000, 64 * 4096, -16384):
+                    file.seek(offset)
+                    (byte,) = file.read(1)
+                    file.seek(offset)
+                    file.write(bytes([byte ^ 1]))
+
+
+def test_other_weights_read_none_of_it(engine: Run, machine: Node) -> None:
+    engine.kill()
+    other = machine.start(weights="sha256:" + "cd" * 32)
+    state = other.state()
+    assert (state.ready, state.blocks) == (True, 0)
+    other.say(prompt(1))
+    assert other.from_disk() == 0
+    other.kill()
+
+
+def test_a_restarted_prefill_engine_ships_blocks_from_disk_over_nixl(machine: Node) -> None:
+    prefill = machine.start("prefill")
+    said = prefill.say(prompt(5))
+    prefill.stores()
+    prefill.kill()
+    prefill = machine.start("prefill")
+    decode = machine.start("decode")
+    asked = {"kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}}
+    handed = prefill.server.complete(prompt(5), 1, **asked)["kv_transfer_params"]
+    assert prefill.from_disk() == BLOCKS * BLOCK
+    assert decode.say(prompt(5), kv_transfer_params=handed) == said
+    assert decode.server.prompt_tokens("external_kv_transfer") == PROMPT
+    assert decode.server.prompt_tokens("local_compute") == 0
+    assert decode.from_disk() == 0, "what comes over the network is not read from disk as well"
+    decode.forget()
+    assert decode.say(prompt(5)) == said
+    assert decode.from_disk() == BLOCKS * BLOCK, "and with no prefill engine it is its own disk that has them"
+    prefill.kill()
+    decode.kill()
+
+
+def test_vllm_is_what_the_tier_takes_it_for(engine_python: Path, tmp_path: Path) -> None:
+    """`kv_check.py` says what is checked, in the engine's own environment."""
+    env = {"PYTHONPATH": str(RUNTIME), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run([engine_python, CHECK], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
