@@ -8,6 +8,7 @@ when it is acted upon. Where something cannot be measured the answer is an error
 import fcntl
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,8 +87,8 @@ class Budget:
     def __init__(self, disk: Disk, folder: Path, limit: int, node_limit: int | None) -> None:
         self._disk = disk
         self._folder = folder
-        self._limit = limit
-        self._node_limit = node_limit
+        self.limit = limit
+        self.node_limit = node_limit
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -108,15 +109,14 @@ class Budget:
         return measure(self._disk, self._folder).physical
 
     def room(self) -> int:
-        """Bytes that may still be taken; negative: so many must be given back. Raises UnmeasurableError."""
-        room = self._limit - measure(self._disk, self._folder).charged
-        return room if self._node_limit is None else min(room, self.node_room())
+        """Bytes that the deployment may still take; negative: so many must be given back. Raises UnmeasurableError."""
+        return self.limit - measure(self._disk, self._folder).charged
 
     def node_room(self) -> int:
-        """The same, by the node's limit alone; raises UnmeasurableError."""
-        if self._node_limit is None:
-            return self._limit
-        return self._node_limit - measure(self._disk, self._folder.parent).charged
+        """The same of the node; without limit where it has none."""
+        if self.node_limit is None:
+            return sys.maxsize
+        return self.node_limit - measure(self._disk, self._folder.parent).charged
 
 
 def _wait_for(file: int) -> None:

@@ -3,6 +3,7 @@
 `store.py` has the blocks, `room.py` the slots to write them to, `upkeep.py` what has to be looked after.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from headrace_runtime.kv.layout import PAGE, Geometry, charge
 
 MEASURE_SECONDS: Final = 5.0
 """How often the folder is measured, and how long a budget that is used up is taken to remain so."""
-FOLDERS_BYTES: Final = 8 * PAGE
-"""What the folders themselves, and the two files for locks, may take."""
+FOLDERS_BYTES: Final = 4 * PAGE
+"""What the folders of a deployment and an identity may take, by `budget.measure`."""
+HELD_BYTES: Final = 2 * PAGE
+"""What the file that holds a folder may take once the disk was probed with it."""
 EXTENT_BYTES: Final = 256 * 1024**2
 EXTENTS: Final = 256
 """Large stores have about so many, of more than EXTENT_BYTES each: every extent is an open file."""
@@ -55,7 +58,7 @@ class Settings:
     @property
     def least_bytes(self) -> int:
         """The smallest budget that holds a block."""
-        return charge(Geometry(self.block_bytes, 1).file_bytes) + FOLDERS_BYTES
+        return charge(Geometry(self.block_bytes, 1).file_bytes) + FOLDERS_BYTES + HELD_BYTES
 
     @property
     def slots(self) -> int:
@@ -94,16 +97,23 @@ class Common:
     health: Health
     index: Index = field(default_factory=Index)
     count: Counters = field(default_factory=Counters)
-    litter: list[Slot] = field(default_factory=list)
+    litter: deque[Slot] = field(default_factory=deque)
     """Slots that hold nothing of use, and are to be emptied once nobody uses them."""
     held: int | None = None
     """The open file that keeps others from deleting `folder`; None: the folder is not there."""
     bytes_used: int = 0
+    full_until: float = float("-inf")
+    """The budget was found used up: no new extent is tried before this time of `ticks`."""
 
     def attempt(self, part: Part, work: Callable[[], None]) -> bool:
         """False: the disk is to be left alone, or `work` failed by it, which is noted."""
         number = self.health.begin(part)
-        if number is None or not self._tried(number, work):
+        if number is None:
+            return False
+        try:
+            work()
+        except OSError as error:
+            self.health.failed(number, error, lasting=True)
             return False
         self.health.end(number)
         return True
@@ -112,13 +122,11 @@ class Common:
         """The same for work that memory may answer for a disk that is not well: it is done whatever is known of the
         disk, its failure counts and its success does not."""
         number = self.health.begin(part, always=True)
-        if number is not None and self._tried(number, work):
-            self.health.proved_nothing(number)
-
-    def _tried(self, number: int, work: Callable[[], None]) -> bool:
+        if number is None:
+            return
         try:
             work()
         except OSError as error:
             self.health.failed(number, error)
-            return False
-        return True
+        else:
+            self.health.proved_nothing(number)

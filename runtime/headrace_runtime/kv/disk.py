@@ -45,6 +45,10 @@ class Disk:
     def sync(self, file: int) -> None:
         os.fsync(file)
 
+    def forget(self, file: int) -> None:
+        """Drop what the kernel's memory holds of a file that is synced: the next read comes from the disk."""
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def rename(self, old: Path, new: Path) -> None:
         old.rename(new)
 
@@ -60,6 +64,11 @@ class Disk:
 
     def stat(self, file: int) -> os.stat_result:
         return os.fstat(file)
+
+    def free_bytes(self, folder: Path) -> int:
+        """What the file system has left for anyone."""
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
 
     def entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as found:

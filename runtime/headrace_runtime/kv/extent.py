@@ -60,6 +60,7 @@ class Extent:
             page = memoryview(pack_header(header))
             disk.write(file, page, geometry.copy_at)
             disk.write(file, page, 0)
+            disk.sync(file)  # blocks may be lost with the power of a node, but never all of an extent for its header
             disk.rename(unfinished, folder / name)
         except OSError:
             disk.close(file)

@@ -29,6 +29,7 @@ _REASONS: Final[dict[int | None, KvReason]] = {
     errno.EACCES: "DiskDenied",
     errno.EPERM: "DiskDenied",
     errno.ENOENT: "DiskGone",
+    errno.EEXIST: "DiskGone",  # a file in place of the folder
     errno.ENOTDIR: "DiskGone",
     errno.ESTALE: "DiskGone",
     errno.ENODEV: "DiskGone",
@@ -99,13 +100,14 @@ class Health:
         with self._mutex:
             del self._begun[number]
 
-    def failed(self, number: int, error: OSError) -> None:
+    def failed(self, number: int, error: OSError, *, lasting: bool = False) -> None:
+        """`lasting`: nothing can be done until it goes well; else single errors are borne."""
         with self._mutex:
             part, _ = self._begun.pop(number)
             if isinstance(error, BusyError):
                 return  # no fault of the disk's
             reason = reason_of(error)
-            self._bad(part, reason, describe(error), lasting=reason != "DiskFailing")
+            self._bad(part, reason, describe(error), lasting=lasting or reason != "DiskFailing")
 
     def verdict(self) -> tuple[KvReason, str]:
         """Why the disk is not well, and in words; empty where it is."""

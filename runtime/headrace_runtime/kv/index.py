@@ -41,10 +41,12 @@ class _Table:
     uses: bytes = b""
     places: dict[int, Place] = field(default_factory=dict)
     free: set[int] = field(default_factory=set)
+    touched: set[int] = field(default_factory=set)
+    """Slots of which this process has learnt something since the tables were last about to be read."""
 
 
 def _alone(method: Callable[Concatenate["Index", P], R]) -> Callable[Concatenate["Index", P], R]:
-    def locked(self: "Index", *args: P.args, **kwargs: P.kwargs) -> R:
+    def locked(self: "Index", /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._mutex:
             return method(self, *args, **kwargs)
 
@@ -120,6 +122,12 @@ class Index:
         return list(table.places.values()) if table else []
 
     @_alone
+    def before_scan(self, extent: Extent) -> None:
+        """The tables are about to be read: what is learnt of a slot from now on is newer than what they will say."""
+        if table := self._tables.get(extent.name):
+            table.touched.clear()
+
+    @_alone
     def scan(self, extent: Extent, entries: bytes, uses: bytes, now: float) -> list[Slot]:
         """Take over what the tables say now. Slots that are neither free nor of use: their bytes are no entry, or of a
         block that lies elsewhere too."""
@@ -129,20 +137,23 @@ class Index:
         litter = self._scan_entries(table, entries, uses, now) if entries != table.entries else []
         if uses != table.uses:
             self._scan_uses(table, uses, now)
-        table.entries, table.uses = entries, uses
+        table.entries, table.uses = b"" if table.touched else entries, uses
         return litter
 
     def _scan_entries(self, table: _Table, entries: bytes, uses: bytes, now: float) -> list[Slot]:
         litter: list[Slot] = []
+        touched = table.touched.copy()
         for slot in range(table.extent.geometry.slots):
+            if slot in touched:
+                continue
             raw = entries[slot * ENTRY_BYTES : (slot + 1) * ENTRY_BYTES]
             known = table.places.get(slot)
             if known is not None:
                 if known.raw == raw:
                     continue
-                self.remove(known)
+                self._remove(table, known)
             if raw == EMPTY:
-                self.free(table.extent, slot)
+                self._free(table, slot)
                 continue
             self._taken(table, slot)
             entry = table.extent.parse(raw, slot)
@@ -150,7 +161,7 @@ class Index:
                 litter.append((table.extent, slot))
             else:
                 use = unpack_use(uses[slot * USE_BYTES : (slot + 1) * USE_BYTES], entry, now)
-                litter += self.add(Place(table.extent, slot, raw, entry, use.used, use.uses))
+                litter += self._add(table, Place(table.extent, slot, raw, entry, use.used, use.uses))
         return litter
 
     def _scan_uses(self, table: _Table, uses: bytes, now: float) -> None:
@@ -164,11 +175,16 @@ class Index:
 
     @_alone
     def add(self, place: Place) -> list[Slot]:
-        """The slot of the copy that counts less, if the block lies elsewhere too. For every process alike that is the
-        one with the greater name and slot."""
-        table, known = self._tables.get(place.extent.name), self._places.get(place.entry.key)
+        """A block that was written. The slot of the copy that counts less, if it lies elsewhere too: for every process
+        alike that is the one with the greater name and slot."""
+        table = self._tables.get(place.extent.name)
         if table is None:
             return []
+        table.touched.add(place.slot)
+        return self._add(table, place)
+
+    def _add(self, table: _Table, place: Place) -> list[Slot]:
+        known = self._places.get(place.entry.key)
         self._taken(table, place.slot)
         if known is not None and (known.extent.name, known.slot) < (place.extent.name, place.slot):
             return [(place.extent, place.slot)]
@@ -183,8 +199,12 @@ class Index:
         """Forget a block; its slot is not free by that."""
         table = self._tables.get(place.extent.name)
         if table is not None and table.places.get(place.slot) is place:
-            del table.places[place.slot]
-            self._forget(place)
+            table.touched.add(place.slot)
+            self._remove(table, place)
+
+    def _remove(self, table: _Table, place: Place) -> None:
+        del table.places[place.slot]
+        self._forget(place)
 
     def _forget(self, place: Place) -> None:
         del self._places[place.entry.key]
@@ -197,12 +217,20 @@ class Index:
         return bool(self._open)
 
     @_alone
-    def free(self, extent: Extent, slot: int) -> None:
-        """The slot was seen empty."""
+    def free(self, extent: Extent, slot: int) -> bool:
+        """The slot was emptied, or seen empty. False: it cannot be written to for all that."""
         table = self._tables.get(extent.name)
-        if table is not None and table.whole and slot not in table.places:
-            table.free.add(slot)
-            self._open[extent.name] = table
+        if table is None:
+            return False
+        table.touched.add(slot)
+        return self._free(table, slot)
+
+    def _free(self, table: _Table, slot: int) -> bool:
+        if not table.whole or slot in table.places:
+            return False
+        table.free.add(slot)
+        self._open[table.extent.name] = table
+        return True
 
     @_alone
     def take_free(self, mine: int) -> Slot | None:
@@ -211,6 +239,7 @@ class Index:
             return None
         table = min(self._open.values(), key=lambda table: hash((table.extent.name, mine)))
         slot = next(iter(table.free))
+        table.touched.add(slot)
         self._taken(table, slot)
         return table.extent, slot
 

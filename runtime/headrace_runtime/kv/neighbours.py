@@ -2,9 +2,10 @@
 
     ROOT / <deployment> / <identity> / extents
 
-An identity's folder is held, by a shared lock on a file in it, while an engine has it open: a folder that nobody holds
-can be deleted, one that is held never is. Only the holder of the node's lock (`budget.py`) calls anything here that
-changes something.
+An identity's folder is held, by a shared lock on a file in it, while an engine has it open. Whose folder nobody holds
+gives way first. Who is alive is entitled to an equal share of what both live in, identities of the deployment's budget
+and deployments of the node's: who has less may take extents from who has more. Only the holder of the node's lock
+(`budget.py`) calls anything here that changes something.
 """
 
 import fcntl
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from headrace_runtime.kv.budget import measure
 from headrace_runtime.kv.disk import Disk
 from headrace_runtime.kv.extent import NAME, UNFINISHED, remove
 
@@ -54,8 +56,12 @@ def identities(disk: Disk, deployment: Path) -> list[Path]:
 
 def extents(disk: Disk, folders: Iterable[Path]) -> list[Path]:
     """Longest unchanged first. An extent changes when a block is written to it, evicted or used."""
-    found = [(entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path))
-             for folder in folders for entry in disk.entries(folder) if NAME.fullmatch(entry.name)]  # fmt: skip
+    found = [
+        (entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path))
+        for folder in folders
+        for entry in disk.entries(folder)
+        if NAME.fullmatch(entry.name)
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -66,9 +72,9 @@ def sweep(disk: Disk, folder: Path) -> None:
             disk.unlink(Path(entry.path))
 
 
-def fenced(disk: Disk, deployment: Path, own: Path) -> list[Path]:
-    """Folders of other identities that no engine holds."""
-    return [folder for folder in identities(disk, deployment) if folder != own and not is_held(disk, folder)]
+def remove_one(disk: Disk, folders: Iterable[Path]) -> bool:
+    """Give back one extent; False: there is none that can be, now."""
+    return any(remove(disk, path) for path in extents(disk, folders))
 
 
 def wipe(disk: Disk, folder: Path) -> None:
@@ -80,12 +86,44 @@ def wipe(disk: Disk, folder: Path) -> None:
     disk.remove_folder(folder)
 
 
-def give_room(disk: Disk, deployment: Path, own: Path) -> bool:
-    """Remove one extent of an identity that nobody reads any more; False: there is none."""
-    unread = fenced(disk, deployment, own)
-    for path in extents(disk, unread):
-        if remove(disk, path):
+def wipe_others(disk: Disk, deployment: Path, own: Path) -> None:
+    """Delete every other identity of the deployment that nobody holds."""
+    for folder in identities(disk, deployment):
+        if folder != own and not is_held(disk, folder):
+            wipe(disk, folder)
+
+
+def identity_gives_way(disk: Disk, deployment: Path, own: Path, limit: int) -> bool:
+    """Another identity of the deployment gives back an extent; False: none has to."""
+    others = [folder for folder in identities(disk, deployment) if folder != own]
+    live = [folder for folder in others if is_held(disk, folder)]
+    if remove_one(disk, [folder for folder in others if folder not in live]):
+        return True
+    return _share_out(disk, own, live, limit)
+
+
+def deployment_gives_way(disk: Disk, own: Path, limit: int) -> bool:
+    """Another deployment of the node gives back an extent; False: none has to. One whose engines are all gone keeps
+    its blocks, for they may come back, until a live one has less than its share."""
+    others = [Path(entry.path) for entry in disk.entries(own.parent) if entry.is_dir(follow_symlinks=False)]
+    others = [folder for folder in others if folder != own and identities(disk, folder)]
+    live = [folder for folder in others if any(is_held(disk, each) for each in identities(disk, folder))]
+    if measure(disk, own).charged < limit // (len(live) + 1):
+        gone = [each for folder in others if folder not in live for each in identities(disk, folder)]
+        if remove_one(disk, gone):
             return True
-    for folder in unread:
-        wipe(disk, folder)
-    return False
+    return _share_out(disk, own, live, limit)
+
+
+def _share_out(disk: Disk, own: Path, live: list[Path], limit: int) -> bool:
+    """Who has most gives, if it has more than its share, and `own` has less."""
+    share = limit // (len(live) + 1)
+    if measure(disk, own).charged >= share:
+        return False
+    used = sorted(((measure(disk, folder).charged, folder) for folder in live), reverse=True)
+    return any(size > share and remove_one(disk, _folders(disk, folder)) for size, folder in used)
+
+
+def _folders(disk: Disk, folder: Path) -> list[Path]:
+    """Where extents lie: the folder of an identity, or those in a deployment's."""
+    return [folder] if IDENTITY.fullmatch(folder.name) else identities(disk, folder)

@@ -4,17 +4,20 @@ Called by `Store.put` on worker threads; raises OSError as the disk says it, but
 answered by eviction: a disk that is full can still be used as far as it is ours.
 """
 
+import errno
+import os
 import random
 import secrets
 from threading import Lock
 from typing import Final
 
 from headrace_runtime.kv import neighbours
-from headrace_runtime.kv.common import FEWEST_EXTENTS, FOLDERS_BYTES, MEASURE_SECONDS, Common
+from headrace_runtime.kv.common import FEWEST_EXTENTS, HELD_BYTES, MEASURE_SECONDS, Common
 from headrace_runtime.kv.eviction import ORDERS, Block
 from headrace_runtime.kv.extent import Extent
 from headrace_runtime.kv.index import Place, Slot
-from headrace_runtime.kv.layout import EMPTY, Geometry, largest_geometry
+from headrace_runtime.kv.layout import EMPTY, Geometry, charge, largest_geometry
+from headrace_runtime.kv.survey import Survey
 
 SAMPLE: Final = 8192
 """An order is asked about no more blocks than these, drawn by chance: sorting all of a large store would hold the
@@ -26,12 +29,12 @@ BATCH: Final = 64
 class Room:
     """Thread-safe."""
 
-    def __init__(self, common: Common) -> None:
+    def __init__(self, common: Common, survey: Survey) -> None:
         self._c = common
+        self._survey = survey
         self._order = ORDERS[common.settings.eviction]
         self._mine = secrets.randbits(32)
         self._making = Lock()
-        self._full_until = float("-inf")
 
     def claim(self) -> Slot | None:
         """A slot that is empty, and owned by the caller now; None: there is none to be had."""
@@ -43,8 +46,8 @@ class Room:
             elif self._own_if_empty(*found):
                 return found
 
-    def drop(self, place: Place) -> bool:
-        """Empty a block's slot, unless somebody uses it. True: it is free now."""
+    def drop(self, place: Place, *, evicts: bool = False) -> bool:
+        """Empty a slot that nobody uses. True: it can be written to now. `evicts`: its block is good."""
         extent, slot = place.extent, place.slot
         if not extent.claims.own(slot):
             return False
@@ -52,22 +55,19 @@ class Room:
             raw = extent.entry(slot)
             if raw == place.raw:
                 extent.clear_entry(slot)
+                self._c.count.evicted += evicts
         finally:
             extent.claims.disown(slot)
         self._c.index.remove(place)
         if raw in (EMPTY, place.raw):
-            self._c.index.free(extent, slot)
-            return True
+            return self._c.index.free(extent, slot)
         self._c.index.doubt(extent)
         return False
-
-    def forget_full(self) -> None:
-        """Room was given back: a new extent is worth a try."""
-        self._full_until = float("-inf")
 
     def _own_if_empty(self, extent: Extent, slot: int) -> bool:
         """What another process wrote there since the last look is left alone."""
         if not extent.claims.own(slot):
+            self._c.index.doubt(extent)  # who has it may die before it writes an entry: then it is free after all
             return False
         mine = False
         try:
@@ -83,11 +83,16 @@ class Room:
     def _make(self) -> bool:
         """One thread at a time: the others find what it made."""
         with self._making:
-            return self._c.index.has_free() or self._grow() or self._evict()
+            return self._c.index.has_free() or self._grow() or self._evict() or self._find()
+
+    def _find(self) -> bool:
+        """All that is known of is in use, or gone: what other processes did meanwhile may help."""
+        self._survey.look()
+        return self._c.index.has_free() or self._grow() or self._evict()
 
     def _grow(self) -> bool:
         """Another extent, if budget and disk allow it."""
-        if self._c.held is None or self._c.ticks() < self._full_until:
+        if self._c.held is None or self._c.ticks() < self._c.full_until:
             return False
         return self._c.attempt("grow", self._add_extent) and self._c.index.has_free()
 
@@ -95,10 +100,8 @@ class Room:
         common = self._c
         with common.budget.lock():
             geometry = self._next_geometry()
-            while geometry is None and neighbours.give_room(common.disk, common.root, common.folder):
-                geometry = self._next_geometry()
             if geometry is None:
-                self._full_until = common.ticks() + MEASURE_SECONDS
+                self._c.full_until = common.ticks() + MEASURE_SECONDS
                 return
             extent = Extent.create(common.disk, common.folder, geometry, common.folder.name)
             common.bytes_used = common.budget.used()
@@ -107,12 +110,31 @@ class Room:
             common.index.free(extent, slot)
 
     def _next_geometry(self) -> Geometry | None:
-        """None where there is room for less than a piece of an extent, and other extents to use instead."""
-        settings = self._c.settings
-        found = largest_geometry(settings.block_bytes, self._c.budget.room() - FOLDERS_BYTES, settings.slots)
-        if found is not None and found.slots < settings.slots // FEWEST_EXTENTS and self._c.index.extents():
-            return None
-        return found
+        """None: the budget is used up, and nobody has to give way. Where there is room for a small piece of an extent
+        only, that counts as none, unless there is nothing else.
+
+        Raises:
+            OSError: ENOSPC, where it is not the budget that is used up but the disk.
+        """
+        common, settings = self._c, self._c.settings
+        least = max(1, settings.slots // FEWEST_EXTENTS) if common.index.extents() else 1
+        while True:
+            free = common.disk.free_bytes(common.folder)
+            own, node = common.budget.room() - HELD_BYTES, common.budget.node_room() - HELD_BYTES
+            found = largest_geometry(settings.block_bytes, min(own, node, free), settings.slots)
+            if found is not None and found.slots >= least:
+                return found
+            needed = charge(Geometry(settings.block_bytes, least).file_bytes)
+            if not self._gives_way(own_is_enough=own >= needed):
+                if min(own, node) >= needed:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return None
+
+    def _gives_way(self, *, own_is_enough: bool) -> bool:
+        common = self._c
+        if own_is_enough and common.settings.node_size_bytes is not None:
+            return neighbours.deployment_gives_way(common.disk, common.root, common.settings.node_size_bytes)
+        return neighbours.identity_gives_way(common.disk, common.root, common.folder, common.settings.size_bytes)
 
     def _evict(self) -> bool:
         """Empty some slots, of the blocks that are the least worth keeping."""
@@ -127,8 +149,7 @@ class Room:
         for block in self._order([_block(place) for place in places], self._c.clock()):
             if freed == wanted:
                 break
-            freed += self.drop(by_key[block.key])
-        self._c.count.evicted += freed
+            freed += self.drop(by_key[block.key], evicts=True)
         return freed > 0
 
 

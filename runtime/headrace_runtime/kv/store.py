@@ -26,6 +26,7 @@ from headrace_runtime.kv.index import Place, Slot
 from headrace_runtime.kv.layout import KEY_BYTES, Entry
 from headrace_runtime.kv.room import Room
 from headrace_runtime.kv.seal import SECRET_BYTES, Checksum, Encryption, Seal, context, secret_name
+from headrace_runtime.kv.survey import Survey
 from headrace_runtime.kv.upkeep import Upkeep
 
 __all__ = ["LEASE_SECONDS", "Settings", "Store", "StoreError"]
@@ -60,9 +61,11 @@ class Store:
         self._c = Common(settings, root, root / name, clock, ticks, disk, budget, Health(ticks))
         self._index, self._health, self._count = self._c.index, self._c.health, self._c.count
         self._seal: Seal = Checksum(verify=settings.verify) if settings.key is None else Encryption(settings.key)
-        self._room = Room(self._c)
-        self._upkeep = Upkeep(self._c, self._room)
+        survey = Survey(self._c)
+        self._room = Room(self._c, survey)
+        self._upkeep = Upkeep(self._c, survey)
         self._turn = Lock()
+        self._closed = False
         self.refresh()
 
     # The scheduler's thread: memory only
@@ -117,7 +120,7 @@ class Store:
             loaded = self._read(place, view)
         except OSError as error:
             self._health.failed(number, error)
-            self._doubt(place)
+            self._give_up(place)
             return False
         self._health.end(number, len(view))
         self._count.loaded += loaded
@@ -148,11 +151,15 @@ class Store:
     def refresh(self) -> None:
         """See what other engines wrote or evicted, tell them what was used here, and look after the disk."""
         with self._turn:
-            self._upkeep.turn()
+            if not self._closed:
+                self._upkeep.turn()
 
     def close(self) -> None:
+        """The blocks stay. From now on every answer is False."""
         with self._turn:
-            self._upkeep.close()
+            if not self._closed:
+                self._closed = True
+                self._upkeep.close()
 
     def _read(self, place: Place, into: memoryview) -> bool:
         extent, slot, entry = place.extent, place.slot, place.entry
@@ -170,8 +177,7 @@ class Store:
             extent.claims.unshare(slot)
         if not good:
             self._count.damaged += 1
-            extent.claims.end_lease(slot)
-            self._room.drop(place)
+            self._drop(place)
         return good
 
     def _write(self, where: Slot, key: bytes, block: memoryview, depth: int) -> None:
@@ -185,7 +191,19 @@ class Store:
             raw = extent.write_entry(slot, entry)
         finally:
             extent.claims.disown(slot)
-        self._c.litter += self._index.add(Place(extent, slot, raw, entry, now, 0))
+        self._c.litter.extend(self._index.add(Place(extent, slot, raw, entry, now, 0)))
+
+    def _drop(self, place: Place) -> None:
+        place.extent.claims.end_lease(place.slot)
+        self._room.drop(place)
+
+    def _give_up(self, place: Place) -> None:
+        """The block could not be read. On a disk that is otherwise well its slot is emptied: written anew, it may be
+        good again. Else it is asked for again when the disk is well."""
+        if self._health.lets_through("read"):
+            self._c.see_to("write", lambda: self._drop(place))
+        else:
+            self._doubt(place)
 
     def _doubt(self, place: Place) -> None:
         """The block is not, or cannot be, read where it was: forget it until the next look."""
