@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from headrace_runtime.contract import Adapter, AdapterState, Engine, Integrity, Lora, Model, NodeContract
+from headrace_runtime.contract import Adapter, AdapterState, Engine, Integrity, Lora, Model, NodeContract, NodeState
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.mounted import ContractFile
 from headrace_runtime.node.adapters import RETRY_SECONDS, Adapters, Change, Files, LocateError, Routes, changes
+from headrace_runtime.node.metrics import StateCollector
 from headrace_runtime.node.weights import Progress
 
 names = st.sampled_from(["a", "b", "c"])
@@ -237,3 +239,15 @@ async def test_an_engine_that_gives_no_answer_is_no_engine_without_adapters(tmp_
         adapters = Adapters((), None, Routes(session, "http://127.0.0.1:1"), Files(tmp_path, locate))
         await adapters.step()
     assert adapters.pending
+
+
+def test_metrics_tell_which_adapters_are_served() -> None:
+    said = (AdapterState(name="legal", served=True), AdapterState(name="support", problem="is not there"))
+    state = NodeState(pod="p", role="serve", revision="r", phase="Ready", adapters=said)
+    registry = CollectorRegistry()
+    registry.register(StateCollector(lambda: state))
+    values = {
+        name: registry.get_sample_value("headrace_node_adapter_served", {"adapter": name})
+        for name in ("legal", "support")
+    }
+    assert values == {"legal": 1.0, "support": 0.0}

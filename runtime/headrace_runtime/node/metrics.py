@@ -50,6 +50,12 @@ class StateCollector(Collector):
             )
         if state.kv is not None:
             yield from _kv(state.kv)
+        served = GaugeMetricFamily(
+            "headrace_node_adapter_served", "1 if the engine serves the adapter", labels=["adapter"]
+        )
+        for adapter in state.adapters:
+            served.add_metric([adapter.name], float(adapter.served))
+        yield served
         if state.ray is not None:
             yield _gauge("headrace_node_ray_joined", "1 while the raylet runs and its actor is heard", state.ray.joined)
             yield _counter("headrace_node_raylet_restarts", "Raylets started after the first", state.ray.restarts)
