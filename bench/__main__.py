@@ -14,15 +14,17 @@ from bench.report import Options, Report
 BENCHES = {
     "burst": "10,000 connections, and their requests, at once, while a few streams are relayed (simulated engine)",
     "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
+    "coldstart": "What a start of an engine costs: first pod of a node, second, after a crash, page cache warm or not",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
     "pd": "Prefill and decode on separate engines, against the same engines aggregated and behind vllm-router",
     "resume": "An engine killed under its streams: going on elsewhere, against asking again and a cold restart",
     "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
     "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
+    "storage-path": "KV blocks from decode's own disk or by a prefill engine: our choice against either (simulated)",
     "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
-"""Name of the benchmark and of its module, which has `run(options) -> Report`."""
+"""Name of the benchmark and of its module (`-` is `_` there), which has `run(options) -> Report`."""
 
 
 @click.command(context_settings={"max_content_width": 120})
@@ -46,7 +48,7 @@ def main(name: str | None, quick: bool, file: Path | None, traces: Path | None) 
         console.print(table)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end what was started
-    report: Report = import_module(f"bench.{name}").run(Options(quick, traces))
+    report: Report = import_module(f"bench.{name.replace('-', '_')}").run(Options(quick, traces))
     report.show(console)
     if file is not None:
         report.write(file)

@@ -105,7 +105,7 @@ def test_the_work_of_a_prompt_on_disk_is_loading_it_and_its_times_teach_what_tha
     assert affinity.prompt(loaded).cost("a") == 1024 - 32
 
 
-def test_a_time_that_others_were_part_of_teaches_nothing(affinity: Affinity) -> None:
+def test_a_time_that_others_were_part_of_does_not_say_how_long_computing_takes(affinity: Affinity) -> None:
     reading = affinity.read(facts([7] * 1024))
     with affinity.placed(reading, "b"), affinity.placed(affinity.read(facts([8] * 1024)), "b") as second:
         second.took(5.0)

@@ -1,6 +1,6 @@
 """Which engine serves a request."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_runtime.contract import Endpoint, RoleName
@@ -59,6 +59,7 @@ def test_no_engine_gives_no_choice() -> None:
     assert rank(Need(), []) == ()
 
 
+@settings(deadline=None)
 @given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
 def test_chooses_only_engines_that_can_take_a_request(
     need: Need, engines: list[Engine], policy: Policy, turn: int
@@ -72,6 +73,7 @@ def test_chooses_only_engines_that_can_take_a_request(
             assert need.canary in (None, endpoint.revision)
 
 
+@settings(deadline=None)
 @given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
 def test_pairs_only_engines_that_can_read_each_others_blocks(
     need: Need, engines: list[Engine], policy: Policy, turn: int
@@ -84,6 +86,7 @@ def test_pairs_only_engines_that_can_read_each_others_blocks(
             assert choice.prefill.kv_layout == choice.decode.kv_layout
 
 
+@settings(deadline=None)
 @given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
 def test_never_asks_an_engine_twice_unless_it_is_the_only_one(
     need: Need, engines: list[Engine], policy: Policy, turn: int
@@ -94,6 +97,7 @@ def test_never_asks_an_engine_twice_unless_it_is_the_only_one(
     assert all(choice.prefill is None or choice.prefill.name not in need.tried for choice in choices)
 
 
+@settings(deadline=None)
 @given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
 def test_finds_a_choice_wherever_an_untried_engine_is_usable(
     need: Need, engines: list[Engine], policy: Policy, turn: int
@@ -110,6 +114,7 @@ def test_finds_a_choice_wherever_an_untried_engine_is_usable(
     assert bool(rank(need, engines, policy, turn)) == bool(untried or len(usable) == 1)
 
 
+@settings(deadline=None)
 @given(needs_strategy, engines_strategy, policies, st.integers(0, 100))
 def test_the_order_of_discovery_does_not_matter(need: Need, engines: list[Engine], policy: Policy, turn: int) -> None:
     assert rank(need, engines, policy, turn) == rank(need, engines[::-1], policy, turn)
@@ -259,6 +264,12 @@ def test_a_prompt_on_the_decode_engines_disk_is_loaded_there_or_computed_by_pref
     slow = {"d": Rates(disk=1.5)}
     assert aware(prompt(**on_disk, rates=slow), engines, split=True) == [("d", "p")]
     assert aware(prompt(**on_disk, rates=slow, waiting={"p": 5000}), engines, split=True) == [("d", None)]
+
+
+def test_how_much_prefill_engines_computed_lately_says_which_to_take_and_not_whether() -> None:
+    engines = [engine("p", "prefill"), engine("q", "prefill"), engine("d")]
+    slow: dict[str, object] = {"disk": {"d": 1000}, "short": 64, "rates": {"d": Rates(disk=1.5)}}
+    assert aware(prompt(**slow, fresh={"p": 2e6, "q": 1e6}), engines, split=True) == [("d", "q")]
 
 
 def test_a_prefill_engine_that_has_it_nearer_is_better_than_a_slow_disk() -> None:

@@ -52,6 +52,14 @@ def test_a_disk_that_holds_less_than_it_said_comes_to_cost_as_much_as_computing(
     assert rates.host == USUAL.host
 
 
+def test_what_went_before_has_its_share_of_the_blame() -> None:
+    work = Work(disk=2000)
+    alone, behind = learned(USUAL, work, 4000.0), learned(USUAL, work, 4000.0 + 8000.0, ahead=2000.0)
+    assert USUAL.disk < behind.disk < alone.disk
+    assert learned(USUAL, work, 2000.0 + USUAL.cost(work), ahead=2000.0) == USUAL
+    assert paced(0.0, Work(computed=1000), 1.0, ahead=500) == 0.0
+
+
 def test_what_costs_much_is_half_forgotten_until_it_is_asked_for_again() -> None:
     rates = Rates(disk=4.0)
     for _ in range(6):

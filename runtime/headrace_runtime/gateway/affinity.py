@@ -20,8 +20,6 @@ from headrace_runtime.gateway.sources import USUAL, Rates, Work, faded, learned,
 
 HALF_LIFE_SECONDS: Final = 300.0
 """Of what counts as lately computed, and of what was learnt of times."""
-QUIET: Final = 0.25
-"""Of a request's own work, that may wait before it and its time still say something."""
 NOTHING: Final = Holdings()
 
 
@@ -44,14 +42,12 @@ class Placed:
         self._affinity, self._engine = affinity, engine
         self._cost, self._tokens = affinity.rates.get(engine, USUAL).cost(work), tokens
         self._computed = False
-        ahead = affinity.waiting.get(engine, 0.0)
-        self._first = ahead <= QUIET * self._cost
-        affinity.waiting[engine] = ahead + self._cost
+        self._ahead = affinity.waiting.get(engine, 0.0)
+        affinity.waiting[engine] = self._ahead + self._cost
 
     def took(self, seconds: float) -> None:
-        """From when the engine was asked to its first token. Where others went before, that says nothing."""
-        if self._first:
-            self._affinity.learn_time(self._engine, self.work, seconds)
+        """From when the engine was asked to its first token."""
+        self._affinity.learn_time(self._engine, self.work, seconds, self._ahead)
 
     def computed(self) -> None:
         """Its first token is there. May be called again."""
@@ -131,11 +127,11 @@ class Affinity:
         finally:
             placed.ended()
 
-    def learn_time(self, engine: str, work: Work, seconds: float) -> None:
-        """The engine did the work in `seconds`, and nothing else before it."""
-        self.pace = paced(self.pace, work, seconds)
+    def learn_time(self, engine: str, work: Work, seconds: float, ahead: float = 0.0) -> None:
+        """The engine did the work in `seconds`, when a cost of `ahead` waited there before it."""
+        self.pace = paced(self.pace, work, seconds, ahead)
         if self.pace:
-            self.rates[engine] = learned(self.rates.get(engine, USUAL), work, seconds / self.pace)
+            self.rates[engine] = learned(self.rates.get(engine, USUAL), work, seconds / self.pace, ahead)
 
     def learn(self, facts: Facts, payload: bytes) -> None:
         """Take the ids of the prompt's tokens from an engine's answer, where it names them."""

@@ -196,7 +196,11 @@ def _by_cost(
             more = alone(prompt, writer) if need.canary is None else None
             by_itself = totals[place] + (_LAST_RESORT if more is None else more)
             partner = _partner(writer.endpoint, partners)
-            pair = math.inf if partner is None else fetched[place] + prompt.short + of_prefill[partner.name]
+            pair = math.inf
+            if partner is not None:
+                # How much prefill engines computed lately says which of them to take, not whether to take one.
+                fresh = FRESH_WEIGHT * prompt.fresh.get(partner.name, 0.0)
+                pair = fetched[place] + prompt.short + of_prefill[partner.name] - fresh
             totals[place] = min(pair, by_itself)
             partnered[place] = partner if pair < by_itself else None
     if need.avoid:

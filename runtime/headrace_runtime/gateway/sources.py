@@ -13,7 +13,7 @@ from typing import Final
 LEARNT_TOKENS: Final = 256
 """Shorter work says little: most of its time is not that of its tokens."""
 MOSTLY: Final = 0.9
-"""Of work that is computed, to say how long computing takes."""
+"""Of work, and of what went before it, that must be computed, to say how long computing takes."""
 STEP: Final = 0.3
 """How much of one error is believed."""
 LARGEST_ERROR: Final = 4.0
@@ -54,17 +54,19 @@ class Rates:
 USUAL: Final = Rates()
 
 
-def paced(pace: float, work: Work, seconds: float) -> float:
-    """Seconds of a computed token, once some work took `seconds`; `pace`: as known before, 0 for not at all."""
-    if work.tokens < LEARNT_TOKENS or work.computed < MOSTLY * work.tokens:
+def paced(pace: float, work: Work, seconds: float, ahead: float = 0.0) -> float:
+    """Seconds of a computed token, once some work took `seconds`; `pace`: as known before, 0 for not at all. Where much
+    went before it, that is not known."""
+    if work.tokens < LEARNT_TOKENS or work.computed < MOSTLY * (work.tokens + ahead):
         return pace
     found = seconds / work.computed
     return found if not pace else pace * math.pow(_error(found / pace), STEP)
 
 
-def learned(rates: Rates, work: Work, took: float) -> Rates:
-    """The work took as long as computing `took` tokens does."""
-    foretold = rates.cost(work)
+def learned(rates: Rates, work: Work, took: float, ahead: float = 0.0) -> Rates:
+    """The work took as long as computing `took` tokens does, with a cost of `ahead` before it, which may be as much to
+    blame."""
+    foretold = ahead + rates.cost(work)
     if work.tokens < LEARNT_TOKENS or foretold <= 0:
         return rates
     error = _error(took / foretold)
