@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from headrace_operator import names
+from headrace_operator import names, weights
 from headrace_operator.adapters import adapter_statuses
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import Problem, sentence
 from headrace_operator.api.status import AdapterStatus
-from headrace_operator.api.v1alpha1 import DiskCache, InferenceDeploymentStatus
+from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus, LocalRef, Model
 from headrace_operator.kvcache import disks
 from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
 
@@ -153,16 +153,38 @@ def model_ready(known: Known) -> Judgement:
         return rung
     if known.suspended:
         return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
-    missing = [b for b in blockers(known.observed.engines()) if b.reason == Reason.MODEL_NOT_FOUND]
+    missing = [b for b in blockers(known.observed.engines()) if b.reason in NO_MODEL]
     if missing:
-        return Judgement("False", Reason.MODEL_NOT_FOUND, listed(missing))
+        return Judgement("False", missing[0].reason, listed(missing))
+    lacking = missing_secret(known, "spec.model.credentialsSecretRef", _model_of(known).credentials_secret_ref)
+    if lacking is not None:
+        return lacking
     wanted = known.wanted
     assert wanted is not None
     engines = [p for p in known.observed.engines() if p.live]
     loaded = sum(p.ready or (p.agent is not None and p.agent.ready_seconds is not None) for p in engines)
-    if loaded < wanted.engines:
-        return Judgement("False", Reason.LOADING, f"{loaded} of {wanted.engines} engines have loaded the model.")
-    return Judgement("True", Reason.LOADED, f"{loaded} engines have loaded the model.")
+    if loaded >= wanted.engines:
+        return Judgement("True", Reason.LOADED, f"{loaded} engines have loaded the model.")
+    told = f"{loaded} of {wanted.engines} engines have loaded the model"
+    busy = weights.fetching(known.observed.engines())
+    if busy:
+        return Judgement("False", Reason.FETCHING, f"{told}, {busy}.")
+    return Judgement("False", Reason.LOADING, f"{told}.")
+
+
+NO_MODEL = (Reason.MODEL_NOT_FOUND, Reason.FETCH_FAILED, Reason.CACHE_TOO_SMALL)
+
+
+def _model_of(known: Known) -> Model:
+    """As the spec has it; while that is invalid, one that asks for nothing."""
+    return known.subject.spec.model if known.subject is not None else Model(source="node:///unknown")
+
+
+def missing_secret(known: Known, field: str, ref: LocalRef | None) -> Judgement | None:
+    """What engines wait for, where it is the Secret that this field names."""
+    waits = [b for b in blockers(known.observed.engines()) if b.reason == Reason.SECRET_NOT_FOUND]
+    found = next((b for b in waits if ref is not None and f" {ref.name} " in b.message), None)
+    return Judgement("False", Reason.SECRET_NOT_FOUND, f"{field}: {found.message}") if found else None
 
 
 def weights_verified(known: Known) -> Judgement:
@@ -172,22 +194,30 @@ def weights_verified(known: Known) -> Judgement:
         return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
     if known.subject is not None and known.subject.spec.model.integrity.policy == "Off":
         return Judgement("Unknown", Reason.NOT_CHECKED, 'spec.model.integrity.policy is "Off".')
+    signature = _model_of(known).integrity.signature
+    key = signature.public_key_secret_ref if signature is not None else None
+    lacking = missing_secret(known, "spec.model.integrity.signature.publicKeySecretRef", key)
+    if lacking is not None:
+        return lacking
     wanted = known.wanted
     assert wanted is not None
-    engines = [p for p in known.observed.engines() if p.live and p.agent is not None]
-    bad = [p for p in engines if p.agent is not None and p.agent.weights.verified is False]
+    engines = known.observed.engines()
+    bad = weights.refused(engines)
     if bad:
-        found = [Blocker(p.name, Reason.DIGEST_MISMATCH, p.agent.message if p.agent else "") for p in bad]
-        return Judgement("False", Reason.DIGEST_MISMATCH, listed(found))
-    digests = {p.agent.weights.digest for p in engines if p.agent is not None and p.agent.weights.digest}
+        return Judgement("False", bad[0].reason, listed(bad))
+    said = [state for _, state in weights.said(engines)]
+    digests = {state.digest for state in said if state.digest}
     if len(digests) > 1:
         return Judgement("False", Reason.DIGEST_MISMATCH, f"engines loaded {len(digests)} different sets of files")
-    done = sum(bool(p.agent and p.agent.weights.verified) for p in engines)
+    done, notes = sum(state.verified is True for state in said), weights.notes(engines)
     if done < wanted.engines:
-        return Judgement("Unknown", Reason.VERIFYING, f"{done} of {wanted.engines} engines have verified the weights.")
-    if known.observed.manifest is not None:
-        return Judgement("True", Reason.VERIFIED, f"{done} engines found the files as the manifest says.")
-    return Judgement("True", Reason.DIGEST_PINNED, f"{done} engines found the files of the first load.")
+        told = f"{done} of {wanted.engines} engines have verified the weights.{notes}"
+        return Judgement("Unknown", Reason.VERIFYING, told)
+    promises = {"the manifest says": known.observed.manifest, "the signer does": signature}
+    given = [words for words, promise in promises.items() if promise is not None]
+    if not given:
+        return Judgement("True", Reason.DIGEST_PINNED, f"{done} engines found the files of the first load.{notes}")
+    return Judgement("True", Reason.VERIFIED, f"{done} engines found the files as {' and '.join(given)}.{notes}")
 
 
 def ray_ready(known: Known) -> Judgement:
@@ -270,9 +300,11 @@ def kv_cache_ready(known: Known) -> Judgement:
         return Judgement("True", Reason.NOT_CONFIGURED, "KV blocks are kept on the device only.")
     if known.suspended:
         return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
-    lacking = _key_missing(known, cache.disk if cache is not None else None)
+    encryption = cache.disk.encryption if cache is not None and cache.disk is not None else None
+    key = encryption.key_secret_ref if encryption is not None else None
+    lacking = missing_secret(known, "spec.kvCache.disk.encryption.keySecretRef", key)
     if lacking is not None:
-        return Judgement("False", Reason.SECRET_NOT_FOUND, lacking)
+        return lacking
     wanted, found = known.wanted, disks(known.observed.engines())
     assert wanted is not None
     if found.troubled:
@@ -282,17 +314,6 @@ def kv_cache_ready(known: Known) -> Judgement:
         return Judgement("Unknown", Reason.OPENING, said)
     said = f"{found.opened} engines keep KV blocks on disk, nodes: {len(found.nodes)}."
     return Judgement("True", Reason.ON_DISK, said)
-
-
-def _key_missing(known: Known, disk: DiskCache | None) -> str | None:
-    """What an engine says that waits for the Secret with the disk's key."""
-    if disk is None or disk.encryption is None:
-        return None
-    name = disk.encryption.key_secret_ref.name
-    waits = (b for b in blockers(known.observed.engines()) if b.reason == Reason.SECRET_NOT_FOUND)
-    return next(
-        (f"spec.kvCache.disk.encryption.keySecretRef: {b.message}" for b in waits if f" {name} " in b.message), None
-    )
 
 
 def scaling_active(known: Known) -> Judgement:
@@ -331,6 +352,11 @@ def progressing(known: Known) -> Judgement:
 HARD = frozenset(
     {
         Reason.MODEL_NOT_FOUND,
+        Reason.FETCH_FAILED,
+        Reason.CACHE_TOO_SMALL,
+        Reason.UNSAFE_FILES,
+        Reason.FILES_DAMAGED,
+        Reason.SIGNATURE_INVALID,
         Reason.DIGEST_MISMATCH,
         Reason.ENGINE_MISSING,
         Reason.LOADER_MISSING,

@@ -35,10 +35,20 @@ class Settings(BaseSettings):
         description="what KV blocks of all deployments in one folder of a node may take of its disk, such as 500Gi; "
         "engines that start later keep to it; empty: each deployment has its own limit only",
     )
+    model_cache_path: str = Field(
+        default="/var/lib/headrace/models",
+        pattern=r"^(/[^/\s:]+)+$",
+        description="folder of each node that models are fetched into (hf, oci, s3 and https sources)",
+    )
+    model_cache_size: str = Field(
+        default="",
+        description="what that folder may take of its disk, such as 500Gi: models that nothing runs on go, the least "
+        "recently used first; empty: as much as the disk holds",
+    )
     port: int = Field(default=8080, ge=0, le=65535, description="port of /healthz and /metrics; 0: none")
     instance: str = Field(default="headrace", description="reporter in Events: the pod's name")
 
-    @field_validator("kv_node_disk_limit")
+    @field_validator("kv_node_disk_limit", "model_cache_size")
     @classmethod
     def _a_size(cls, text: str) -> str:
         return str(TypeAdapter(Bytes).validate_python(text)) if text else ""
@@ -51,8 +61,18 @@ class Settings(BaseSettings):
     @property
     def defaults(self) -> Defaults:
         """The part that `desired` needs."""
-        limit = Bytes(self.kv_node_disk_limit).bytes if self.kv_node_disk_limit else None
-        return Defaults(self.engine_image, self.gateway_image, self.head_image or None, limit)
+        return Defaults(
+            self.engine_image,
+            self.gateway_image,
+            self.head_image or None,
+            kv_node_bytes=_bytes(self.kv_node_disk_limit),
+            model_cache_path=self.model_cache_path,
+            model_cache_bytes=_bytes(self.model_cache_size),
+        )
+
+
+def _bytes(size: str) -> int | None:
+    return Bytes(size).bytes if size else None
 
 
 def load() -> Settings:

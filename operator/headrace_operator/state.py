@@ -43,6 +43,10 @@ class Defaults:
     """None: the engine's image, which holds Ray too."""
     kv_node_bytes: int | None = None
     """Physical bytes of the KV blocks of all deployments in one folder of a node. None: each has its own limit only."""
+    model_cache_path: str = "/var/lib/headrace/models"
+    """The folder of a node that models are fetched into."""
+    model_cache_bytes: int | None = None
+    """Physical bytes of all models in it. None: as much as its disk holds."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ remembers them: the last answered canary, the digest of the weights that the fir
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from headrace_operator import names
@@ -124,17 +125,15 @@ def _model(known: Known) -> ModelStatus:
     # Two engines that load for the first time side by side may differ: nothing is pinned until they agree.
     found = loaded[0] if len(digests) == 1 else None
     digest = pinned or (found.digest if found else None)
-    same = before is not None and before.digest == digest
-    adapters = known.adapters
-    served = known.subject.served_name if known.subject else before.served_name if before else None
-    if same and before is not None:
-        return before.model_copy(update={"served_name": served, "adapters": adapters})
+    same = before if before is not None and before.digest == digest else None
+    # The oldest of those that are there: what the weights of all of them were found to be at some time since.
+    at = min((weights.verified_at for weights in loaded if weights.verified and weights.verified_at), default=None)
     return ModelStatus(
-        served_name=served,
+        served_name=known.subject.served_name if known.subject else before.served_name if before else None,
         digest=digest,
-        bytes=found.bytes_total if found else None,
-        verified_at=known.now if found and found.verified else None,
-        adapters=adapters,
+        bytes=found.bytes_total if found else same.bytes if same else None,
+        verified_at=datetime.fromtimestamp(at, UTC) if at else same.verified_at if same else None,
+        adapters=known.adapters,
     )
 
 

@@ -228,7 +228,9 @@ def agent(pod: str, role: str, revision: str, **over: Any) -> NodeState:
     said = {
         "phase": "Ready",
         "ready_seconds": 3.0,
-        "weights": WeightsState(digest=DIGEST, bytes_total=1000, bytes_read=1000, verified=True),
+        "weights": WeightsState(
+            digest=DIGEST, bytes_total=1000, bytes_read=1000, verified=True, verified_at=START.timestamp()
+        ),
         "ray": RayState(joined=True, version="2.60.0"),
         **over,
     }

@@ -56,11 +56,7 @@ def test_nothing_to_say_about_a_small_spec() -> None:
 
 
 SET: dict[str, Any] = {
-    "model": {
-        "source": "pvc://m",
-        "credentialsSecretRef": {"name": "hub"},
-        "integrity": {"signature": {"publicKeySecretRef": {"name": "signer"}}, "rescan": "24h"},
-    },
+    "model": {"source": "pvc://m"},
     "engine": {"speculative": {"method": "NGram"}, "weightsOffload": {"cpu": "40Gi"}},
     "executor": "Ray",
     "roles": [

@@ -90,7 +90,7 @@ async def test_status_tells_what_a_user_wants_to_know() -> None:
         "servedName": "chat",
         "digest": DIGEST,
         "bytes": 1000,
-        "verifiedAt": "2026-01-01T00:00:02Z",
+        "verifiedAt": "2026-01-01T00:00:00Z",
         "adapters": [],
     }
 

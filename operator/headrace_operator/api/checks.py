@@ -3,7 +3,6 @@
 Pure. `rules.py` lists them beside their CEL twins and says which places of the schema those stand at.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -15,25 +14,11 @@ from headrace_operator.api.engine import Engine
 from headrace_operator.api.options import ALIKE, OWNED, OWNED_ENV, QUANTIZATIONS
 from headrace_operator.api.podtemplate import template_problems
 from headrace_operator.api.problems import Problem
+from headrace_operator.api.sources import caches, fetched
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Limits, Volume
 from headrace_runtime.contract import owned_option
 
 Problems = Iterator[Problem]
-
-
-def source(spec: InferenceDeploymentSpec) -> Problems:
-    sources = {"spec.model.source": spec.model.source}
-    sources |= {f"spec.model.adapters[{at}].source": one.source for at, one in enumerate(spec.model.adapters)}
-    if spec.engine.lora is not None and spec.engine.lora.folder is not None:
-        sources["spec.engine.lora.folder"] = spec.engine.lora.folder
-    for path, source in sources.items():
-        scheme, _, rest = source.partition("://")
-        if scheme == "node" and not re.fullmatch(r"(/[^/]+)+", rest):
-            yield Problem(path, f"{source!r} needs an absolute path: write node:///folder/of/the/files")
-        if scheme == "pvc" and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*", rest):
-            yield Problem(path, f"{source!r} needs a claim's name and a path: write pvc://claim/path")
-        if scheme in {"node", "pvc"} and {".", ".."} & set(rest.split("/")):
-            yield Problem(path, f"{source!r} may not hold . or .. as a folder: write the path out")
 
 
 def lora_of_role(spec: InferenceDeploymentSpec) -> Problems:
@@ -63,16 +48,19 @@ def adapter_names(spec: InferenceDeploymentSpec) -> Problems:
             )
 
 
-def adapters_in_folder(spec: InferenceDeploymentSpec) -> Problems:
+def adapters_in_reach(spec: InferenceDeploymentSpec) -> Problems:
+    """A running pod gets no volume: what adapters come from is settled when it is made."""
     folder = spec.engine.lora.folder if spec.engine.lora is not None else None
     for index, adapter in enumerate(spec.model.adapters):
-        mounted = adapter.source.startswith(("node://", "pvc://"))
-        if mounted and (folder is None or not adapter.source.startswith(f"{folder}/")):
+        path = f"spec.model.adapters[{index}].source"
+        scheme = adapter.source.partition("://")[0]
+        if fetched(adapter.source):
+            if not caches(spec):
+                fix = "put it below spec.engine.lora.folder, or remove that field"
+                yield Problem(path, f"is fetched over {scheme}://, and the engines have a folder and no cache: {fix}")
+        elif folder is None or not adapter.source.startswith(f"{folder}/"):
             below = f"is not below {folder}" if folder else "is in no folder that is mounted"
-            yield Problem(
-                f"spec.model.adapters[{index}].source",
-                f"{adapter.source!r} {below}: set spec.engine.lora.folder above it",
-            )
+            yield Problem(path, f"{adapter.source!r} {below}: set spec.engine.lora.folder above it")
 
 
 def loader(spec: InferenceDeploymentSpec) -> Problems:

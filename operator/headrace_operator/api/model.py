@@ -19,10 +19,11 @@ class Manifest(Frozen):
 
 
 class Signature(Frozen):
-    """An OpenSSF model-signing bundle that lies beside the weights."""
+    """An OpenSSF model-signing bundle, `model.sig`, that lies beside the weights: what `model_signing sign key` makes,
+    with the SHA-256 of whole files."""
 
     public_key_secret_ref: LocalRef
-    """The Secret with the signer's public key."""
+    """The Secret with the signer's public key (P-256, P-384 or P-521) under the key `public.pem`."""
 
 
 class Integrity(Frozen):
@@ -35,8 +36,17 @@ class Integrity(Frozen):
     """Expected SHA-256 of each file. Without it, the digest of the first load is pinned: later ones must match."""
     signature: Signature | None = None
     """A signature that the files must carry."""
+    allow_pickle: bool = False
+    """Files that run code when they are loaded (pickles: .bin, .pt, .pth, .ckpt, .pkl, and any file that is one) are
+    refused. true: they are let in."""
+    trust_unchanged: Literal["Never", "Boot"] = "Never"
+    """Never: an agent reads every file before its engine starts. Boot: of a fetched model, it does not read again what
+    the node's cache has kept untouched since it was fetched, as long as the node runs: faster starts, and whoever may
+    write the cache, as every engine of the node, could forge it."""
     rescan: Duration | None = None
-    """How often the files are read and compared again while they are served."""
+    """How long after one reading the files are read and compared again while they are served: slowly, and past the page
+    cache. Where bytes differ, Enforce ends the engine after its streams, and none starts until the files are repaired;
+    a fetched model is fetched again."""
 
 
 class Adapter(Frozen):
@@ -53,12 +63,15 @@ class Model(Frozen):
     """What is served and how its files are trusted."""
 
     source: Source
-    """Where the weights are: node:///absolute/path (a folder on every node that may run an engine) or pvc://claim/path.
-    Also known: hf://owner/name@commit, oci://, s3://, https://."""
+    """Where the weights are. Mounted: node:///absolute/path (a folder on every node that may run an engine) or
+    pvc://claim/path. Fetched into a cache of the node, once for all its engines: hf://owner/name@commit,
+    oci://registry/repository:tag (or @sha256:digest), s3://bucket/prefix, https://host/folder/ (the files that its
+    SHA256SUMS lists) or https://host/file#sha256=digest (.tar and .tar.gz are unpacked)."""
     served_name: ServedName | None = None
     """The model name that requests use. Default: the InferenceDeployment's own name."""
     credentials_secret_ref: LocalRef | None = None
-    """A Secret with the credentials that the source asks for."""
+    """A Secret with the credentials that the source asks for: HF_TOKEN (hf), .dockerconfigjson or username and password
+    (oci), AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (s3), username and password or token (https)."""
     loader: Literal["Auto", "Safetensors", "Streamer", "FastSafetensors"] = "Auto"
     """How weights get into device memory. Auto lets the engine choose."""
     integrity: Integrity = Integrity()

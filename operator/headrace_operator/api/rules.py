@@ -8,7 +8,7 @@ cases tests both. Pure; `parse.py` runs the checks, `crd.py` places the CEL.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_operator.api import checks, tiers
+from headrace_operator.api import checks, sources, tiers
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
@@ -70,11 +70,6 @@ def _shared(limits: str) -> str:
     return f"({' && '.join(f'(!has({limits}.{x}) || {limits}.{x} >= self.replicas)' for x in fields)})"
 
 
-_SOURCE = (
-    "(self.startsWith('node://') ? self.matches('^node://(/[^/]+)+$') : "
-    "self.startsWith('pvc://') ? self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*$') : true) && "
-    "(self.startsWith('node://') || self.startsWith('pvc://') ? !self.matches('/[.]{1,2}(/|$)') : true)"
-)
 _SIZES = ("tensor", "pipeline", "data", "context")
 _PRODUCT = " * ".join(_over("r", "parallelism", size) for size in _SIZES)
 _DEVICE_COUNT = (
@@ -100,10 +95,32 @@ _DISK_FITS = (
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        checks.source,
+        sources.source,
         ("spec.model.source", "spec.model.adapters[].source", "spec.engine.lora.folder"),
-        "must be node:///absolute/path or pvc://claim/path, without . or .. as a folder",
-        _SOURCE,
+        "must be node:///absolute/path or pvc://claim/path, without . or .. as a folder, or hf://owner/name@commit, "
+        "oci://registry/repository:tag, s3://bucket/prefix or https://host/path",
+        sources.CEL_FORMS,
+    ),
+    Rule(
+        sources.credentials,
+        ("spec.model",),
+        "nothing is fetched from a source that is mounted",
+        sources.CEL_CREDENTIALS,
+        ".credentialsSecretRef",
+    ),
+    Rule(
+        sources.trust,
+        ("spec.model",),
+        "no record is kept of a model that is mounted: set Never",
+        sources.CEL_TRUST,
+        ".integrity.trustUnchanged",
+    ),
+    Rule(
+        sources.off,
+        ("spec.model.integrity",),
+        "signature and rescan need the policy Enforce or Warn",
+        sources.CEL_OFF,
+        ".policy",
     ),
     Rule(checks.manifest, ("spec.model.integrity.manifest",), "set configMapRef", _exactly_one("configMapRef")),
     Rule(
@@ -137,12 +154,15 @@ RULES: tuple[Rule, ...] = (
         ".adapters",
     ),
     Rule(
-        checks.adapters_in_folder,
+        checks.adapters_in_reach,
         ("spec",),
-        "adapters from node:// and pvc:// must be below spec.engine.lora.folder",
+        "adapters from node:// and pvc:// must be below spec.engine.lora.folder; where that is set, and the model is "
+        "mounted, others have no cache to be fetched into",
         "!has(self.model.adapters) || self.model.adapters.all(a, "
-        "!a.source.startsWith('node://') && !a.source.startsWith('pvc://') || "
-        "has(self.engine.lora) && has(self.engine.lora.folder) && a.source.startsWith(self.engine.lora.folder + '/'))",
+        f"{sources.cel_fetched('a.source')} ? "
+        f"({sources.cel_fetched('self.model.source')} || !has(self.engine.lora) || !has(self.engine.lora.folder)) : "
+        "(has(self.engine.lora) && has(self.engine.lora.folder) && "
+        "a.source.startsWith(self.engine.lora.folder + '/')))",
         ".model.adapters",
     ),
     Rule(

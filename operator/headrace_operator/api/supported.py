@@ -39,13 +39,18 @@ _ENGINE_NOT_YET: Final = ("engine.speculative", "engine.weightsOffload")
 _LIMITS: Final = ("maxConcurrent", "requestsPerMinute", "tokensPerMinute")
 
 ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
-    "model.source": ("node://", "pvc://"),
+    "model.source": ANY,
+    "model.credentialsSecretRef.name": ANY,
     "model.servedName": ANY,
     "model.loader": ANY,
     "model.adapters[].name": ANY,
-    "model.adapters[].source": ("node://", "pvc://"),
+    "model.adapters[].source": ANY,
     "model.integrity.policy": ANY,
     "model.integrity.manifest.configMapRef.name": ANY,
+    "model.integrity.signature.publicKeySecretRef.name": ANY,
+    "model.integrity.allowPickle": ANY,
+    "model.integrity.trustUnchanged": ANY,
+    "model.integrity.rescan": ANY,
     **_ENGINE_ACTED_ON,
     "executor": ("Auto", "Multiprocessing"),
     "roles[].name": ANY,
@@ -117,9 +122,6 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
 """Fields that this version acts on, and the values it knows where they are not all: schemes end with `://`."""
 
 NOT_YET: Final[tuple[str, ...]] = (
-    "model.credentialsSecretRef",
-    "model.integrity.signature",
-    "model.integrity.rescan",
     *_ENGINE_NOT_YET,
     "roles[].scaling",
     *(f"roles[].{path}" for path in _ENGINE_NOT_YET),

@@ -25,6 +25,7 @@ def adapters(subject: Subject) -> tuple[contract.Adapter, ...]:
             integrity=contract.Integrity(
                 policy=model.integrity.policy,
                 digest=subject.pinned_adapters.get(adapter.name) if checked else None,
+                allow_pickle=model.integrity.allow_pickle,
             ),
         )
         for adapter in model.adapters

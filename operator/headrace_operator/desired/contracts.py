@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
+from headrace_operator.api.sources import caches
 from headrace_operator.api.v1alpha1 import Gateway, Limits
 from headrace_operator.desired.adapters import adapters
 from headrace_operator.desired.metadata import metadata
@@ -80,7 +81,10 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
     for role in effective_roles(subject.spec):
         written = node(subject, role, revision)
         there = [one.model_copy(update={"path": node_folder(one.source) or ""}) for one in written.model.adapters]
-        model = written.model.model_copy(update={"path": folder, "adapters": tuple(there)})
+        cache = written.model.cache and written.model.cache.model_copy(
+            update={"path": subject.defaults.model_cache_path}
+        )
+        model = written.model.model_copy(update={"path": folder, "adapters": tuple(there), "cache": cache})
         engine = written.engine.model_copy(update={"kv_tiers": _local_tiers(subject)})
         ray = contract.RayNode(address=f"127.0.0.1:{contract.RAY_PORT}", token_file=None)
         nodes += [written.model_copy(update={"model": model, "engine": engine, "ray": ray})] * role.replicas
@@ -184,17 +188,30 @@ def _share(limits: Limits, pods: int, otherwise: Limits | None = None) -> contra
 
 def _model(subject: Subject) -> contract.Model:
     model = subject.spec.model
-    checked = model.integrity.policy != "Off"
+    cached = caches(subject.spec)
     return contract.Model(
         source=model.source,
         served_name=subject.served_name,
         loader=model.loader,
-        integrity=contract.Integrity(
-            policy=model.integrity.policy,
-            files=dict(subject.manifest) if checked and subject.manifest is not None else None,
-            digest=subject.pinned_digest if checked else None,
-        ),
+        integrity=_integrity(subject),
+        cache=contract.ModelCache(size_bytes=subject.defaults.model_cache_bytes) if cached else None,
+        credentials_folder=contract.CREDENTIALS_MOUNT if model.credentials_secret_ref else None,
         adapters=adapters(subject),
+    )
+
+
+def _integrity(subject: Subject) -> contract.Integrity:
+    integrity = subject.spec.model.integrity
+    if integrity.policy == "Off":
+        return contract.Integrity(policy="Off")
+    return contract.Integrity(
+        policy=integrity.policy,
+        files=dict(subject.manifest) if subject.manifest is not None else None,
+        digest=subject.pinned_digest,
+        signer_key_file=contract.SIGNER_KEY_FILE if integrity.signature else None,
+        allow_pickle=integrity.allow_pickle,
+        trust_unchanged=integrity.trust_unchanged,
+        rescan_seconds=integrity.rescan.seconds if integrity.rescan else None,
     )
 
 

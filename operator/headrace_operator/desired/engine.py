@@ -4,7 +4,7 @@ import math
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole
-from headrace_operator.desired import contracts, pods, tiers
+from headrace_operator.desired import contracts, model, pods, tiers
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.desired.overlay import lay_over
 from headrace_operator.state import Object, Slot, Subject
@@ -47,22 +47,24 @@ def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Obj
 def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:
     token, token_mount = pods.ray_token(subject.name)
     shm, shm_mount = pods.shared_memory()
-    model, model_mount = folder_volume("model", subject.spec.model.source, contract.MODEL_MOUNT)
     container = _container(subject, role)
-    container["volumeMounts"] += [model_mount, token_mount, shm_mount]
+    files = model.parts(subject, container["image"])
+    container["volumeMounts"] += [*files.mounts, token_mount, shm_mount]
     spec = pods.pod_spec(
         restartPolicy="Always",
         terminationGracePeriodSeconds=math.ceil(subject.spec.drain.timeout.seconds) + GRACE_SECONDS,
         containers=[container],
         volumes=[
             *pods.base_volumes(names.engine_contract(subject.name, role.name, revision)),
-            model,
+            *files.volumes,
             token,
             shm,
         ],
     )
+    if files.init:
+        spec["initContainers"] = list(files.init)
     if role.engine.lora and role.engine.lora.folder:
-        folder, folder_mount = folder_volume("adapters", role.engine.lora.folder, contract.ADAPTERS_MOUNT)
+        folder, folder_mount = model.folder_volume("adapters", role.engine.lora.folder, contract.ADAPTERS_MOUNT)
         spec["volumes"].append(folder)
         container["volumeMounts"].append(folder_mount)
     if role.role.node_selector:
@@ -96,18 +98,3 @@ def _container(subject: Subject, role: EffectiveRole) -> Object:
             {"name": "kv-replay", "containerPort": contract.KV_REPLAY_PORT},
         ]
     return container | pods.probes(contract.AGENT_PORT)
-
-
-def folder_volume(name: str, source: str, path: str) -> tuple[Object, Object]:
-    """Volume and mount of a folder of a node or a claim, read-only. ValueError: a source that no volume can hold."""
-    mount: Object = {"name": name, "mountPath": path, "readOnly": True}
-    folder = contracts.node_folder(source)
-    if folder is not None:
-        return {"name": name, "hostPath": {"path": folder, "type": "Directory"}}, mount
-    scheme, _, rest = source.partition("://")
-    if scheme != "pvc":
-        raise ValueError(f"{name}: {scheme}:// is not a volume")
-    claim, _, path = rest.partition("/")
-    if path.strip("/"):
-        mount["subPath"] = path.strip("/")
-    return {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}, mount

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 
-from headrace_runtime.contract import Integrity, ModelCache
-from headrace_runtime.models import fetching, record
+from headrace_runtime.contract import Integrity, Model, ModelCache
+from headrace_runtime.models import fetching, record, sources
 from headrace_runtime.models.cache import Cache
 from headrace_runtime.models.credentials import Credentials
 from headrace_runtime.models.progress import Progress
@@ -20,11 +20,9 @@ from headrace_runtime.node import weights
 class Copies:
     """One agent's copies."""
 
-    def __init__(
-        self, cache: ModelCache, credentials_folder: str | None, environment: Mapping[str, str] = os.environ
-    ) -> None:
-        self._settings, self._environment = cache, environment
-        self._credentials_folder = Path(credentials_folder) if credentials_folder else None
+    def __init__(self, model: Model, environment: Mapping[str, str] = os.environ) -> None:
+        self._settings, self._environment = model.cache or ModelCache(), environment
+        self._credentials_folder = Path(model.credentials_folder) if model.credentials_folder else None
         self._cache: Cache | None = None
         self._lock = Lock()
 
@@ -43,6 +41,11 @@ class Copies:
             if self._cache is None:
                 self._cache = Cache(Path(self._settings.path), self._settings.size_bytes)
             return self._cache
+
+
+def is_fetched(model: Model) -> bool:
+    """Whether the model itself is; where it is not, its adapters may be."""
+    return model.cache is not None and sources.fetched(model.source)
 
 
 def intact(folder: Path, digests: Mapping[str, str]) -> bool:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from headrace_runtime.contract import NodeContract, WeightsState
-from headrace_runtime.models import sources
 from headrace_runtime.models.errors import CancelledError as FetchCancelledError
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.node import weights
-from headrace_runtime.node.copies import Copies, intact, untouched
+from headrace_runtime.node.copies import Copies, intact, is_fetched, untouched
 from headrace_runtime.node.decide import Verdict
 from headrace_runtime.node.weights import CancelledError, Listing, Manner, ModelNotFoundError, Progress, Reading
 
@@ -42,8 +41,7 @@ class Custody:
     ) -> None:
         """A model that is fetched goes into the node's cache, and `model.path` is made a link to its copy."""
         model = contract.model
-        fetched = model.cache if sources.fetched(model.source) else None  # else the cache is for adapters
-        self._copies = Copies(fetched, model.credentials_folder) if fetched else None
+        self._copies = Copies(model) if is_fetched(model) else None
         self.verdict: Literal["Fetching", "Reading", "Usable"] | Verdict = "Fetching" if self._copies else "Reading"
         self.refused_at = 0.0
         """When the verdict turned against a running engine, on the clock of `time.monotonic`."""

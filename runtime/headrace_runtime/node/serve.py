@@ -11,7 +11,6 @@ import aiohttp
 
 from headrace_runtime.contract import Adapter, NodeContract, Place
 from headrace_runtime.engine import arguments
-from headrace_runtime.models import sources
 from headrace_runtime.models.errors import CancelledError as FetchCancelledError
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
@@ -19,7 +18,7 @@ from headrace_runtime.mounted import ContractFile
 from headrace_runtime.node import http, sweep, weights
 from headrace_runtime.node.adapters import Adapters, Files, LocateError, Routes
 from headrace_runtime.node.agent import Agent, Image
-from headrace_runtime.node.copies import Copies
+from headrace_runtime.node.copies import Copies, is_fetched
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
 from headrace_runtime.node.output import Output
@@ -55,7 +54,10 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
         parts = EngineParts(command, _launcher(contract, place, children), client, output, Intervals())
         adapters = None
         if contract.engine.lora is not None:
-            files = Files(Path(command(None).env["HOME"]), partial(locate, _copies(contract)))
+            files = Files(
+                Path(command(None).env["HOME"]),
+                partial(locate, Copies(contract.model) if contract.model.cache else None),
+            )
             adapters = Adapters(contract.model.adapters, file, Routes(session, url), files)
         agent = Agent(contract, place, image, parts, raylet, adapters)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +73,7 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
 
 def with_place_for_copy(contract: NodeContract, run_dir: Path) -> NodeContract:
     """The contract with the path that the engine finds a fetched model at, whatever its copy is called."""
-    if contract.model.cache is None or not sources.fetched(contract.model.source):
+    if not is_fetched(contract.model):
         return contract
     return contract.model_copy(update={"model": contract.model.model_copy(update={"path": str(run_dir / "model")})})
 
@@ -90,11 +92,6 @@ def locate(copies: Copies | None, adapter: Adapter, progress: weights.Progress) 
         raise LocateError(str(error)) from error
     except FetchCancelledError as error:
         raise weights.CancelledError from error
-
-
-def _copies(contract: NodeContract) -> Copies | None:
-    cache = contract.model.cache
-    return Copies(cache, contract.model.credentials_folder) if cache else None
 
 
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:
