@@ -128,6 +128,16 @@ def test_a_block_that_leaves_the_device_is_still_known_on_the_host() -> None:
     assert made.held(path(1, 2), 0.0) == Holdings()
 
 
+def test_an_emptied_engine_still_has_its_disk() -> None:
+    made = index("a", "b")
+    for engine in ("a", "b"):
+        made.store(engine, stored(1, 2))
+        made.refer(engine, names(1, 2), "host")
+        made.refer(engine, names(1), "disk")
+    made.empty("a")
+    assert made.held(path(1, 2), 0.0) == Holdings({"b": 8}, disk={"a": 4})
+
+
 # Names
 
 

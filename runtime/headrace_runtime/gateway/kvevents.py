@@ -78,7 +78,7 @@ def apply(index: PrefixIndex, engine: str, payload: bytes) -> None:
     """Write one batch into the index. Raises msgspec.DecodeError or ValidationError for what is none."""
     for event in _DECODER.decode(payload).events:
         if isinstance(event, AllBlocksCleared):
-            index.clear(engine)
+            index.empty(engine)
         elif not event.group_idx and (tier := TIERS.get(event.medium)) is not None:
             if isinstance(event, BlockRemoved):
                 index.remove(engine, event.block_hashes, tier)

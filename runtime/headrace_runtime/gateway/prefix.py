@@ -32,6 +32,7 @@ HOPED_BLOCKS: Final = 1_000_000
 """More is not hoped for at a time."""
 BLOCKS_PER_ENGINE: Final = 1_000_000
 """Most blocks that are remembered of an engine; more are not, until it removes some."""
+MEMORY: Final[tuple[Tier, ...]] = ("device", "host")
 NAMES: Final = 500_000
 """Most names of blocks that are remembered while nobody holds them: about 75 MB."""
 
@@ -157,6 +158,12 @@ class PrefixIndex:
             if not self._holds(member, name, key):
                 member.names.discard(name)
                 self._let_go(name, key)
+
+    def empty(self, engine: str) -> None:
+        """Nothing is left on the engine's device and in its host memory."""
+        names = list(self._members[engine].names)
+        for tier in MEMORY:
+            self.remove(engine, names, tier)
 
     def clear(self, engine: str) -> None:
         """The engine holds nothing, and what was hoped of it was in vain."""
