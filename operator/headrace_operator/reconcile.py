@@ -18,7 +18,15 @@ from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
 from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
-from headrace_operator.ladders import Known, canary_due, progressing, ray_ready, rolled_out, shortages
+from headrace_operator.ladders import (
+    Known,
+    canary_due,
+    kv_cache_ready,
+    progressing,
+    ray_ready,
+    rolled_out,
+    shortages,
+)
 from headrace_operator.observe import observe
 from headrace_operator.plan import make_plan
 from headrace_operator.state import Canary, CanaryAnswer, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
@@ -149,8 +157,8 @@ def _answer(known: Known) -> Look:
         return Look(STARTING_SECONDS)
     if known.subject is None or known.paused:
         return Look()
-    # Ray joins after the engines are ready, and nothing in Kubernetes tells of it.
-    whole = rolled_out(known) and ray_ready(known).status == "True"
+    # Ray joins after the engines are ready, disks are opened by them, and nothing in Kubernetes tells of either.
+    whole = rolled_out(known) and ray_ready(known).status == "True" and kv_cache_ready(known).status != "Unknown"
     settled = whole and not shortages(known) and progressing(known).status == "False"
     # Nor of adapters, which a running engine loads.
     settled = settled and all(adapter.ready >= adapter.expected for adapter in known.adapters)

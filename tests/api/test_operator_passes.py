@@ -278,12 +278,12 @@ async def test_a_new_revision_replaces_the_old_one_and_leaves_nothing_behind(sta
 async def test_a_spec_that_got_past_the_server_is_shown_whole_and_the_next_good_one_recovers(stage: Stage) -> None:
     await stage.apply(Sample().serve())
     await stage.settle()
-    await stage.apply(Sample().serve().set("observability", {"podMonitor": True}).set("kvCache.host", {"size": "1Gi"}))
+    await stage.apply(Sample().serve().set("observability", {"podMonitor": True}).set("rollout.autoRollback", True))
     await stage.reconcile()
     accepted = await stage.judged(c.ACCEPTED)
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
     assert "spec.observability" in accepted["message"]
-    assert "spec.kvCache.host" in accepted["message"]
+    assert "spec.rollout.autoRollback" in accepted["message"]
     await stage.apply(Sample().serve())
     await stage.settle()
     assert (await stage.judged(c.READY))["status"] == "True"
@@ -323,3 +323,28 @@ async def test_an_object_that_was_made_anew_gets_no_status_of_the_one_before(sta
     with pytest.raises(ClusterError, match="409"):
         await stage.cluster.apply_status(stage.ref, stale, {"observedGeneration": 1})
     assert await stage.status() == {}
+
+
+async def test_an_engine_that_is_replaced_may_start_where_its_claim_is_and_nowhere_else(stage: Stage) -> None:
+    claim = {"claimTemplate": {"size": "2Gi", "storageClassName": "local"}}
+    tier = {"size": "1024Mi", "volume": claim}
+    await stage.apply(Sample().serve().set("kvCache.host", {"size": "1Gi"}).set("kvCache.disk", tier))
+    await stage.settle()
+    assert await stage.reconcile() == []
+    (made,) = [obj for obj in await stage.children() if obj["kind"] == "PersistentVolumeClaim"]
+    assert made["metadata"]["name"] == names.kv_claim("chat", "serve-0")
+    (pod,) = stage.runtime.states.values()
+    path = POD.path(stage.namespace, pod.pod)
+    node = {"apiVersion": "v1", "kind": "Node", "name": "n1"}
+    await stage.cluster._call("POST", f"{path}/binding", None, {"metadata": {"name": pod.pod}, "target": node})
+    await stage.reconcile()
+    assert (await stage.status())["kvCache"]["placement"] == [{"slot": "serve-0", "node": "n1"}]
+    await stage.cluster._call("DELETE", path, {"gracePeriodSeconds": "0"})
+    assert "POST pods" in await stage.reconcile()
+    new = await stage.get(POD, pod.pod)
+    terms = new["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    here = {"key": "metadata.name", "operator": "In", "values": ["n1"]}
+    assert terms == {"nodeSelectorTerms": [{"matchFields": [here]}]}
+    assert {"name": "kv", "persistentVolumeClaim": {"claimName": made["metadata"]["name"]}} in new["spec"]["volumes"]
+    await stage.reconcile()
+    assert await stage.reconcile() == []

@@ -223,6 +223,7 @@ async def test_silent_agents_are_unknown_and_their_figures_stay() -> None:
     assert [node["bytes"] for node in nodes] == [600]
     scene.runtime.states.clear()
     await scene.settle()
+    assert (await scene.reconcile()).seconds == 5, "nothing else tells when they speak again"
     assert (scene.condition(c.KV_CACHE_READY), scene.reason(c.KV_CACHE_READY)) == ("Unknown", "Opening")
     assert scene.condition(c.READY) == "True"
     assert scene.status["kvCache"]["nodes"] == nodes
