@@ -2,9 +2,11 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 from headrace_operator.api.conditions import READY, TYPES, Reason, Truth, initial, set_condition
 from headrace_operator.api.status import Condition
+from headrace_runtime.contract import KvReason
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = START + timedelta(minutes=5)
@@ -72,3 +74,8 @@ def test_reasons_are_camel_case_and_named_like_their_constant() -> None:
     for constant, reason in reasons.items():
         assert re.fullmatch(r"([A-Z][a-z]+)+", reason)
         assert reason.lower() == constant.replace("_", "").lower()
+
+
+def test_what_an_agent_says_of_its_disk_is_a_reason_of_the_api() -> None:
+    ours = {value for name, value in vars(Reason).items() if name.isupper()}
+    assert set(get_args(KvReason)) - {""} <= ours

@@ -20,6 +20,12 @@ async def test_no_pass_asks_for_what_it_may_not() -> None:
     await scene.settle()
     scene.fail(scene.pods()[0])
     await scene.settle()
+    claim = {"size": "1Gi", "volume": {"claimTemplate": {"size": "1Gi"}}}
+    scene.edit(Sample().split(1, 1).set("kvCache.host", {"size": "1Gi"}).set("kvCache.disk", claim))
+    await scene.settle()
+    scene.edit(Sample().split(1, 1))
+    await scene.settle()
+    assert Call("delete", "PersistentVolumeClaim", "chat-kv-decode-0") in scene.cluster.calls
     assert {right(call) for call in scene.cluster.calls} <= set(allowed(called_only=True))
 
 

@@ -117,6 +117,7 @@ class Reason:
     DISK_UNMEASURABLE: Final = "DiskUnmeasurable"
     BUDGET_TOO_SMALL: Final = "BudgetTooSmall"
     KEY_MISSING: Final = "KeyMissing"
+    WEIGHTS_UNVERIFIED: Final = "WeightsUnverified"
 
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"
