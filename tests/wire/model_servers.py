@@ -44,6 +44,7 @@ class Files:
     """Path, range and authorization of each request."""
     sent: int = 0
     """Bytes of bodies."""
+    connections: int = 0
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -52,6 +53,10 @@ class Files:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: Files
+
+    def setup(self) -> None:
+        self.files.connections += 1
+        super().setup()
 
     def log_message(self, *_: object) -> None:
         pass

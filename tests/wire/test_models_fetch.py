@@ -158,6 +158,13 @@ def test_a_server_that_breaks_off_every_few_bytes_costs_no_byte_twice(server: st
     assert files.sent < 2 * sum(map(len, BODIES.values()))
 
 
+def test_connections_are_used_again(server: str, files: Files, cache: Cache) -> None:
+    files.bodies.update(folder({f"file-{number}": b"x" * number for number in range(60)}, "many"))
+    fetch(f"{server}/many/", cache, NOBODY, Progress())
+    assert len(files.requests) > 100
+    assert files.connections <= 20
+
+
 def test_a_server_without_ranges_serves_whole_files(server: str, files: Files, cache: Cache) -> None:
     files.ranges = False
     assert contents(fetch(f"{server}/model/", cache, NOBODY, Progress())) == BODIES

@@ -68,6 +68,8 @@ class Http:
             )
             try:
                 check(answer, what, host)
+                if address.url.startswith("https:") and (answer.geturl() or "").startswith("http:"):
+                    raise FetchError(f"{what}: {host} sends us on to an address that is not encrypted")
                 yield answer
             finally:
                 # A body that was not read to its end would be taken for the next answer.

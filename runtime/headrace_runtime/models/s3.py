@@ -93,10 +93,8 @@ class Bucket:
         """In our words: obstore's hold addresses and bodies."""
         host = self._root.partition("://")[2].partition("/")[0]
         text = str(error)
-        denied = (
-            isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError) or "403 Forbidden" in text
-        )
-        if denied or "169.254.169.254" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+        if refused or any(sign in text for sign in REFUSALS):
             return FetchError(f"{self.name}: {host} refused: check {SECRET} (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
         return BrokenError(f"{self.name}: {host} gave no listing")
 

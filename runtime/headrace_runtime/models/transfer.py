@@ -153,6 +153,8 @@ class Transfer:
 
     def _stream(self, target: Target, piece: Piece, at: int, move: Callable[[memoryview], None]) -> None:
         """One request for what is missing of `piece`, from `at` on."""
+        if at == piece.stop:
+            return
         remote, address = target.remote, target.remote.address()
         whole = at == 0 and (piece.stop is None or piece.stop == remote.size)
         last = "" if piece.stop is None else piece.stop - 1
@@ -191,6 +193,7 @@ class Transfer:
                 move(buffer[:filled])
         if left:
             raise BrokenError("the answer ended early")
+        answer.read(1)  # no byte is left: this is how the connection learns that it may be used again
 
     def _write(self, descriptor: int, chunk: memoryview, at: int) -> None:
         try:

@@ -84,7 +84,9 @@ def _probe(address: Address, http: Http, what: str) -> tuple[int | None, str | N
     with http.open(address, what, {"Range": "bytes=0-0"}) as answer:
         parts = answer.status == 206
         length = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        if not parts:
+        if parts:
+            answer.read(2)  # one byte: so the connection is free for the next
+        else:
             length = answer.headers.get("Content-Length", "")
         return int(length) if length.isdigit() else None, mark(answer.headers), parts
 
