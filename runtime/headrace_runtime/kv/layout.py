@@ -10,6 +10,7 @@ All numbers are little-endian. An entry of zeros is an empty slot. Entries and h
 that half of one is never taken for one. `docs/kv-cache.md` draws every byte.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -88,14 +89,10 @@ def charge(file_bytes: int) -> int:
 
 def largest_geometry(block_bytes: int, room: int, slots: int) -> Geometry | None:
     """The extent of at most so many slots whose charge fits into `room` bytes; None where not even one block does."""
-    slots = min(slots, MAX_SLOTS, room // _pages(block_bytes))
-    while slots > 0:
-        geometry = Geometry(block_bytes, slots)
-        excess = charge(geometry.file_bytes) - room
-        if excess <= 0:
-            return geometry
-        slots -= max(1, excess // geometry.slot_bytes)
-    return None
+    fitting = bisect_right(
+        range(1, min(slots, MAX_SLOTS) + 1), room, key=lambda slots: charge(Geometry(block_bytes, slots).file_bytes)
+    )
+    return Geometry(block_bytes, fitting) if fitting else None
 
 
 @dataclass(frozen=True, slots=True)
