@@ -128,6 +128,7 @@ async def test_its_metrics_carry_the_phase(tmp_path: Path) -> None:
         assert 'headrace_node_phase{phase="Ready"} 1.0' in text
         assert "headrace_node_engine_restarts_total 0.0" in text
         assert "headrace_node_weights_verified 1.0" in text
+        assert "headrace_node_weights_verified_at_seconds 1." in text
 
 
 async def test_a_supervisor_is_shown_while_it_is_heard(tmp_path: Path) -> None:

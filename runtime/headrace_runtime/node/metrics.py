@@ -44,6 +44,12 @@ class StateCollector(Collector):
         yield _gauge(
             "headrace_node_weights_read_bytes", "Bytes of the model's folder read so far", state.weights.bytes_read
         )
+        if state.weights.fetch_total:
+            yield _gauge("headrace_node_weights_fetch_bytes", "Bytes that the source gives", state.weights.fetch_total)
+            yield _gauge("headrace_node_weights_fetched_bytes", "Of these, bytes that are there", state.weights.fetched)
+        if state.weights.verified_at is not None:
+            when = "When the weights were last read and found right, in seconds since the epoch"
+            yield _gauge("headrace_node_weights_verified_at_seconds", when, state.weights.verified_at)
         if state.weights.verified is not None:
             yield _gauge(
                 "headrace_node_weights_verified", "1 if the weights are what was promised", state.weights.verified
