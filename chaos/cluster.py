@@ -20,10 +20,10 @@ from rich.console import Console
 from bench.programs import running
 from chaos.faults import FAULTS
 from chaos.journal import Truth
-from chaos.kinds import Pod, is_ready
+from chaos.kinds import Pod, is_ready, restarts
 from chaos.machine import fetch, free_ports, holds
 from chaos.questions import Shape
-from chaos.scenario import Deployment, Scenario
+from chaos.scenario import Deployment, Fault, Scenario
 from chaos.world import Blow
 from headrace_operator import names
 from headrace_operator.api import conditions as c
@@ -53,6 +53,12 @@ READY_SECONDS = 300.0
 SELECTOR = f"{names.DEPLOYMENT}={NAME}"
 OPERATOR = f"app.kubernetes.io/instance={demo.RELEASE}"
 DNS = ("kube-system", "k8s-app=kube-dns")
+CONTAINERS_KILLED: Mapping[Fault, str] = {
+    "gateway_killed": "gateway",
+    "head_killed": "head",
+    "operator_killed": "operator",
+}
+"""Faults that end a container, and of what."""
 
 Json = dict[str, Any]
 
@@ -75,8 +81,29 @@ class Cluster:
         return self.provider.inside(command)
 
     def targets(self, scenario: Scenario) -> list[str]:
+        self._renew(scenario.fault)
         role = scenario.target
         return [""] if role == "none" else sorted(self.pods("engine", role))
+
+    def _renew(self, fault: Fault) -> None:
+        """Replace, one after the other, the pods that a strike has restarted before: the kubelet waits longer each time
+        before it starts a container again, and it is one fault that is measured."""
+        component = CONTAINERS_KILLED.get(fault)
+        if component is None:
+            return
+        for name, pod in self._pods_of(component).items():
+            if restarts(pod):
+                namespace = pod["metadata"]["namespace"]
+                Kubectl(self.kubectl.kubeconfig, namespace)("delete", "pod", name, "--wait")
+                wait_until(f"a new pod is there for {name}", lambda: holds(self._all_well), READY_SECONDS, step=0.5)
+
+    def _all_well(self) -> bool:
+        """Whether every pod is Ready and all engines serve, and the deployment says so."""
+        pods = [*self.operator_pods().values(), *self.pods("gateway").values(), *self.pods("head").values()]
+        return all(map(is_ready, pods)) and self.status(c.READY) == "True" and self.all_serve()
+
+    def _pods_of(self, component: str) -> dict[str, Pod]:
+        return self.operator_pods() if component == "operator" else self.pods(component)
 
     def note(self) -> str:
         return self.kubectl.words("get", "infd,pods", "--output=wide")
