@@ -64,6 +64,19 @@ async def test_an_adapter_reaches_the_contracts_and_no_pod() -> None:
     assert scene.condition(c.READY) == "True"
 
 
+async def test_adapters_that_are_fetched_come_to_running_pods_as_well() -> None:
+    room = Sample().split(1, 1).set("engine.lora", {"maxAdapters": 2})
+    scene = await ready(room)
+    before = len(scene.cluster.writes)
+    scene.edit(room.set("model.adapters", [{"name": "legal", "source": "oci://registry/legal:1"}]))
+    await scene.settle()
+    assert "Pod" not in {call.kind for call in scene.cluster.writes[before:]}
+    for written in contracts(scene):
+        assert written["model"]["adapters"] == [{"name": "legal", "source": "oci://registry/legal:1"}]
+        assert "cache" in written["model"]
+    assert scene.condition(c.READY) == "True"
+
+
 async def test_the_status_counts_the_engines_that_serve_it_and_is_looked_at_until_all_do() -> None:
     scene = await ready(sample("legal"))
     (told,) = scene.status["model"]["adapters"]
