@@ -11,6 +11,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from headrace_operator.api.conditions import Reason
 from headrace_operator.api.parse import parse
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.apply import apply_and_prune
@@ -158,7 +159,7 @@ def _answer(known: Known) -> Look:
     if known.subject is None or known.paused:
         return Look()
     # Ray joins after the engines are ready, disks are opened by them, and nothing in Kubernetes tells of either.
-    whole = rolled_out(known) and ray_ready(known).status == "True" and kv_cache_ready(known).status != "Unknown"
+    whole = rolled_out(known) and ray_ready(known).status == "True" and kv_cache_ready(known).reason != Reason.OPENING
     settled = whole and not shortages(known) and progressing(known).status == "False"
     # Nor of adapters, which a running engine loads.
     settled = settled and all(adapter.ready >= adapter.expected for adapter in known.adapters)

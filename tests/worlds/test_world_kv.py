@@ -163,6 +163,7 @@ async def test_suspended_it_keeps_its_places_and_its_claims() -> None:
     scene.edit(with_disk(CLAIM, 2).set("suspend", True))
     await scene.settle()
     assert scene.pods() == []
+    assert (await scene.reconcile()).seconds is None
     assert placement(scene) == before
     assert claims(scene) == {"chat-kv-serve-0", "chat-kv-serve-1"}
     scene.edit(with_disk(CLAIM, 2))
