@@ -140,7 +140,9 @@ class Cache:
             for entry in going:
                 self._remove(entry.name.removesuffix(".partial"))
             partial = self.path / f"{key}.partial"
-            partial.mkdir(exist_ok=True)
+            if not _is_folder(partial):
+                remove_tree(partial)
+                partial.mkdir()
             scratch = partial / "plan.tmp"
             scratch.write_text(json.dumps({"total": need}))
             scratch.replace(partial / "plan.json")
@@ -178,8 +180,9 @@ class Cache:
         """Under its exclusive lock. The model is gone at once, whatever happens to us before its bytes are."""
         gone = self.path / f"{key}.gone"
         remove_tree(gone)
-        with suppress(FileNotFoundError):
-            _writable(self.path / key).rename(gone)
+        if _is_folder(folder := self.path / key):
+            _writable(folder).rename(gone)
+        remove_tree(folder)  # what is no folder
         record.path_of(self.path / key).unlink(missing_ok=True)
         remove_tree(gone)
         remove_tree(self.path / f"{key}.partial")
@@ -194,7 +197,7 @@ class Cache:
                 continue
             try:
                 partial = self.path / f"{key}.partial"
-                fresh = partial.is_dir() and self._clock() - self._used(key) < ABANDONED_SECONDS
+                fresh = _is_folder(partial) and self._clock() - self._used(key) < ABANDONED_SECONDS
                 for scratch in self.path.glob(f"{key}.record.json.*.tmp"):
                     scratch.unlink(missing_ok=True)
                 remove_tree(self.path / f"{key}.gone")
@@ -232,7 +235,7 @@ class Cache:
 
     def _whole(self, key: str) -> bool:
         folder = self.path / key
-        return folder.is_dir() and record.path_of(folder).is_file()
+        return _is_folder(folder) and record.path_of(folder).is_file()
 
     def _touch(self, key: str) -> None:
         with suppress(OSError):
@@ -304,11 +307,17 @@ def physical(path: Path) -> int:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder of ours, read-only folders in it too, and no link's target. Raises OSError."""
-    if not folder.is_dir() or folder.is_symlink():
+    if not _is_folder(folder):
+        folder.unlink(missing_ok=True)
         return
     for path, _, _ in os.walk(folder):
         _writable(Path(path))
     shutil.rmtree(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    """Not so of a link to one: what it leads to is not ours."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _writable(folder: Path) -> Path:

@@ -64,7 +64,7 @@ class Credentials:
             if entry is None:
                 return None
             if "auth" in entry:
-                name, _, word = base64.b64decode(entry["auth"]).decode().partition(":")
+                name, _, word = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
                 return name, word
             return str(entry["username"]), str(entry["password"])
         except (ValueError, KeyError, TypeError, AttributeError):

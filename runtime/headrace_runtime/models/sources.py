@@ -75,6 +75,13 @@ def fetched(source: str) -> bool:
 
 def parse(source: str) -> Source:
     """Raises SourceError."""
+    try:
+        return _parse(source)
+    except ValueError:  # urllib's, of brackets that hold no address
+        raise SourceError(f"{source.partition('://')[0]}://… names no host") from None
+
+
+def _parse(source: str) -> Source:
     scheme, found, rest = source.partition("://")
     if found and scheme == "hf":
         return _hub(rest)

@@ -7,6 +7,7 @@ link, with none of the archive's owners, modes and times, and hashed as it is wr
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import tarfile
@@ -19,8 +20,6 @@ from headrace_runtime.models.errors import FetchError, UnsafePathError
 from headrace_runtime.models.listing import MAX_FILES, safe_path
 from headrace_runtime.models.progress import Progress
 from headrace_runtime.models.transfer import BUFFER_BYTES, disk_error
-
-MODES: dict[str, Literal["r|", "r|gz"]] = {"tar": "r|", "tar+gzip": "r|gz"}
 
 
 class Unpacking:
@@ -41,15 +40,20 @@ class Unpacking:
     def unpack(self, archive: Path, kind: Literal["tar", "tar+gzip"], whence: str) -> None:
         """Raises FetchError (UnsafePathError, CacheTooSmallError), CancelledError."""
         try:
-            with archive.open("rb") as packed, tarfile.open(fileobj=packed, mode=MODES[kind]) as tar:
-                for entry in tar:
+            with archive.open("rb") as file:
+                stream = gzip.GzipFile(fileobj=file) if kind == "tar+gzip" else file
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
+                    for entry in tar:
+                        self._progress.check()
+                        self._take(tar, entry, whence)
+                # tarfile takes an end that came too early for the end. A tar closes with zeros, gzip with a checksum.
+                if kind == "tar" and not _closed(file):
+                    raise tarfile.ReadError("its end is missing")
+                while kind == "tar+gzip" and stream.read(BUFFER_BYTES):
                     self._progress.check()
-                    self._take(tar, entry, whence)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise FetchError(f"{whence} is no whole {kind} archive: {error}") from None
         except OSError as error:
-            if error.errno is None:  # gzip's own
-                raise FetchError(f"{whence} is no whole {kind} archive: {error}") from None
             raise disk_error(error) from None
 
     def finish(self, whence: str) -> None:
@@ -122,6 +126,13 @@ class Unpacking:
         self.digests[path.as_posix()] = digest.hexdigest()
 
 
+def _closed(file: IO[bytes]) -> bool:
+    """Whether a tar ends as one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - tarfile.BLOCKSIZE))
+    return file.read() == bytes(tarfile.BLOCKSIZE)
+
+
 def _write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -131,11 +142,9 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 def check_link(path: PurePosixPath, target: str, whence: str) -> None:
     """Raises UnsafePathError for a symbolic link at `path` that leads out of the model's folder. Pure."""
     depth = len(path.parts) - 1
-    if PurePosixPath(target).is_absolute() or "\0" in target or not target:
-        depth = -1
+    inside = bool(target) and not PurePosixPath(target).is_absolute() and "\0" not in target
     for part in PurePosixPath(target).parts:
         depth += -1 if part == ".." else 1
-        if depth < 0:
-            break
-    if depth < 0:
+        inside = inside and depth >= 0
+    if not inside:
         raise UnsafePathError(f"{whence} holds {str(path)[:200]!r}, a link that leads out of the model's folder")
