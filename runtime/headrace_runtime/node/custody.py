@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 10.0
 """Between two looks for a model's folder that was not there, or at one that was refused."""
+LONGEST_WAIT_SECONDS = 300.0
+"""Between two fetches, however many have failed: a source that is away is asked ever more seldom."""
+LOOK_SECONDS = 0.5
 RESCAN_BYTES_PER_SECOND = float(64 << 20)
 """Of a reading beside a running engine: a twentieth of a core, and of a slow SSD's bandwidth an eighth."""
 
@@ -49,6 +52,8 @@ class Custody:
         self._runs_code = contract.engine.extra_args.get("trust-remote-code") is True
         self._copy = Path(model.path)
         self._refetched = False
+        self._failures = 0
+        """Fetches in a row that came to nothing."""
         self._progress, self._fetching = Progress(), Fetching()
         self._fetching.cancelled = self._progress.cancelled
         self._state: WeightsState | None = None
@@ -98,8 +103,13 @@ class Custody:
             try:
                 await self._fetch()
                 reading = await self._read(self._manner(), self._progress)
-            except (FetchError, ModelNotFoundError) as error:
-                self._decide(Verdict(error.reason if isinstance(error, FetchError) else "ModelNotFound", str(error)))
+            except FetchError as error:
+                self._decide(Verdict(error.reason, str(error)))
+                self._failures += 1
+                await asyncio.sleep(min(LONGEST_WAIT_SECONDS, self._look_again * 2.0 ** min(self._failures - 1, 16)))
+                continue
+            except ModelNotFoundError as error:
+                self._decide(Verdict("ModelNotFound", str(error)))
                 await asyncio.sleep(self._look_again)
                 continue
             self._state = self._told(reading)
@@ -117,12 +127,19 @@ class Custody:
         """See to it that the copy is there, where the model is one. Raises FetchError, CancelledError."""
         if self._copies is None:
             return
+        before, model = self._fetching.fetched, self._model
+        work = asyncio.create_task(asyncio.to_thread(self._copies.fetch, model.source, model.integrity, self._fetching))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more
+        while not (await asyncio.wait([work], timeout=LOOK_SECONDS))[0]:
+            # What failed is told until something comes again, for an attempt alone says nothing.
+            if self._failures and self._fetching.fetched > before:
+                self._failures, self.verdict = 0, "Fetching"
+                self._wake()
         try:
-            self._copy = await asyncio.to_thread(
-                self._copies.fetch, self._model.source, self._model.integrity, self._fetching
-            )
+            self._copy = work.result()
         except FetchCancelledError as error:
             raise CancelledError from error
+        self._failures = 0
         await asyncio.to_thread(_link, Path(self._model.path), self._copy)
         if self.verdict == "Fetching":
             self.verdict = "Reading"
