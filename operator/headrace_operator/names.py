@@ -99,6 +99,11 @@ def engine_pod(deployment: str, role: str, revision: str, index: int) -> str:
     return child(deployment, role, revision, str(index))
 
 
+def kv_slot(role: str, number: int) -> str:
+    """A slot that KV blocks belong to, in labels, claims and status: `decode-0`."""
+    return f"{role}-{number}"
+
+
 def kv_claim(deployment: str, slot: str) -> str:
     """The claim of the volume that holds the KV blocks of one slot, whichever engine has it."""
     return child(deployment, "kv", slot)

@@ -11,7 +11,6 @@ from headrace_operator.api.types import Quantity
 from headrace_operator.api.v1alpha1 import ClaimTemplate, DiskCache
 from headrace_operator.desired import contracts, pods
 from headrace_operator.desired.metadata import metadata
-from headrace_operator.plan.placement import slot_name
 from headrace_operator.state import Object, Plan, Slot, Subject
 from headrace_runtime import contract
 
@@ -83,7 +82,7 @@ def with_memory(resources: Object, more: Quantity) -> Object:
 
 
 def _kv_slot(slot: Slot) -> str:
-    return slot.kv_slot or slot_name(slot.home, slot.index)
+    return slot.kv_slot or names.kv_slot(slot.home, slot.index)
 
 
 def _with_disk(spec: Object, image: str, disk: DiskCache, claim: str) -> Object:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import chain, count
 
+from headrace_operator import names
 from headrace_operator.api.conditions import Reason
 from headrace_operator.api.v1alpha1 import ReturnToNode
 from headrace_operator.state import Pod
@@ -23,11 +24,6 @@ from headrace_operator.state import Pod
 COUNTED = re.compile(r"(?:^|[:,] )[0-9]+ ([^,]*(?:\[[^\]]*\])?[^,]*)")
 OTHER_NODE = re.compile(r"didn't match Pod's node affinity|didn't satisfy plugin\(s\) \[[^\]]*NodeAffinity")
 CORDONED = "node(s) were unschedulable"
-
-
-def slot_name(role: str, number: int) -> str:
-    """The slot's name in labels, claims and status."""
-    return f"{role}-{number}"
 
 
 def let_go(pods: Sequence[Pod], placement: Mapping[str, str], back: ReturnToNode) -> list[Pod]:
@@ -89,7 +85,7 @@ def vacant(
     """
     taken = {pod.kv_slot for pod in pods if pod.live or (pod.returns_to and not pod.node)}
     known = [slot for slot in placement if _order(slot)[0] == role and slot not in taken]
-    fresh = (slot for number in count() if (slot := slot_name(role, number)) not in taken and slot not in known)
+    fresh = (slot for number in count() if (slot := names.kv_slot(role, number)) not in taken and slot not in known)
     for slot in chain(known, fresh):
         yield slot, placement.get(slot, "") if back.enabled else ""
 
