@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -134,13 +135,15 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(files: Files, handler: type[Handler] = Handler) -> Iterator[str]:
+def serving(files: Files, handler: type[Handler] = Handler, encrypted: ssl.SSLContext | None = None) -> Iterator[str]:
     """Yields the address, without a slash at its end."""
     server = Server(("127.0.0.1", 0), type("Bound", (handler,), {"files": files}))
+    if encrypted:
+        server.socket = encrypted.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if encrypted else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         files.hold.set()
         server.shutdown()
