@@ -1,8 +1,14 @@
-"""Models in miniature: just enough of the formats that what reads a model's folder takes them for real."""
+"""Models in miniature, just enough of the formats that what reads a model's folder takes them for real; and a web
+server of theirs."""
 
+import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -36,3 +42,28 @@ class Harmful:
 
 def pickled(marker: Path, protocol: int = 4) -> bytes:
     return pickle.dumps(Harmful(marker), protocol)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path, port: int = 0) -> Iterator[int]:
+    """The port that `folder` is served at."""
+    with ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def publish(folder: Path, files: Mapping[str, bytes] = FILES) -> None:
+    """The files, with the list of them that a fetch from a folder of a web server begins with."""
+    write(folder, files)
+    sums = "".join(f"{hashlib.sha256(body).hexdigest()}  {path}\n" for path, body in files.items())
+    (folder / "SHA256SUMS").write_text(sums)

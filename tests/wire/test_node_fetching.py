@@ -2,12 +2,8 @@
 servers that are away."""
 
 import asyncio
-import hashlib
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +16,9 @@ from headrace_runtime.node.decide import Verdict
 from tests import models
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path, port: int = 0) -> Iterator[int]:
-    """The port that `folder` is served at."""
-    with ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def publish(folder: Path, files: dict[str, bytes]) -> None:
-    models.write(folder, files)
-    sums = "".join(f"{hashlib.sha256(body).hexdigest()}  {path}\n" for path, body in files.items())
-    (folder / "SHA256SUMS").write_text(sums)
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    publish(tmp_path / "source", dict(models.FILES))
+    models.publish(tmp_path / "source")
     return tmp_path / "source"
 
 
@@ -101,7 +73,7 @@ def refused(reason: str) -> Callable[[Custody], bool]:
 
 
 async def test_a_model_is_fetched_read_and_linked(tmp_path: Path, source: Path) -> None:
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port) as fetched:
             assert fetched.custody.verdict == "Fetching"
             await fetched.usable()
@@ -111,7 +83,7 @@ async def test_a_model_is_fetched_read_and_linked(tmp_path: Path, source: Path) 
 
 
 async def test_a_copy_that_is_there_needs_no_server(tmp_path: Path, source: Path) -> None:
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port) as fetched:
             await fetched.usable()
             digest = fetched.custody.state().digest
@@ -121,7 +93,7 @@ async def test_a_copy_that_is_there_needs_no_server(tmp_path: Path, source: Path
 
 
 async def test_a_damaged_copy_is_thrown_away_and_fetched_again(tmp_path: Path, source: Path) -> None:
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port, rescan_seconds=0.05) as fetched:
             await fetched.usable()
             digest = fetched.custody.state().digest
@@ -141,7 +113,7 @@ async def test_a_damaged_copy_is_thrown_away_and_fetched_again(tmp_path: Path, s
 
 
 async def test_what_the_source_itself_gives_is_not_fetched_twice(tmp_path: Path, source: Path) -> None:
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port, digest="sha256:" + "0" * 64) as fetched:
             await fetched.until(refused("DigestMismatch"))
             (copy,) = (path for path in fetched.cache.iterdir() if path.is_dir())
@@ -152,8 +124,8 @@ async def test_what_the_source_itself_gives_is_not_fetched_twice(tmp_path: Path,
 
 
 async def test_a_fetched_pickle_is_refused(tmp_path: Path, source: Path) -> None:
-    publish(source, {**models.FILES, "pytorch_model.bin": models.pickled(tmp_path / "loaded")})
-    with served(source) as port:
+    models.publish(source, {**models.FILES, "pytorch_model.bin": models.pickled(tmp_path / "loaded")})
+    with models.served(source) as port:
         async with fetching(tmp_path, port) as fetched:
             await fetched.until(refused("UnsafeFiles"))
         async with fetching(tmp_path, port, allow_pickle=True) as fetched:
@@ -164,7 +136,7 @@ async def test_a_fetched_pickle_is_refused(tmp_path: Path, source: Path) -> None
 async def test_a_source_that_is_no_model_is_named_until_it_is_one(tmp_path: Path, source: Path) -> None:
     sums = (source / "SHA256SUMS").read_bytes()
     (source / "SHA256SUMS").unlink()
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port) as fetched:
             await fetched.until(refused("FetchFailed"))
             (source / "SHA256SUMS").write_bytes(sums)
@@ -177,7 +149,7 @@ async def test_what_nobody_touched_in_this_boot_is_not_read_where_that_is_truste
     def never(path: Path, *_: object, **__: object) -> str:
         raise AssertionError(path)
 
-    with served(source) as port:
+    with models.served(source) as port:
         async with fetching(tmp_path, port) as fetched:
             await fetched.usable()
             read = fetched.custody.state()
