@@ -38,6 +38,8 @@ from headrace_runtime.kv.store import Settings, Store
 BLOCK: Final = 64 * 1024
 IDENTITY: Final = "0" * 32
 WRITERS: Final = 4
+BURST: Final = 5
+"""Damages between two moments in which the store is left to itself."""
 READY_SECONDS: Final = 60.0
 FORK: Final = multiprocessing.get_context("fork")
 """A writer is there in milliseconds, and hundreds of them can die in a minute."""
@@ -276,9 +278,10 @@ def damaged(name: str, folder: Path, open_arm: Callable[[], Arm], scale: Scale, 
         while scene.counts.total("stored") < scale.keys // 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         while sum(damage.done.values()) < scale.damages:
-            for _ in range(every):
+            for strike in range(every):
                 damage.strike()
-                time.sleep(0.001)
+                if strike % BURST == 0:
+                    time.sleep(chance.uniform(0.0, 0.01))
             kill_one(scene, running, chance)
             kills += 1
     return Outcome(name, scene.counts, kills, sum(damage.done.values()), limit=limit or 0)
@@ -358,6 +361,7 @@ def report(scale: Scale, parts: list[Outcome]) -> Report:
         at_least("damages", by_damage.damages, scale.damages),
         at_least("damaged blocks that were found", by_damage.counts.total("damaged"), scale.damages // 100),
         at_least("blocks evicted", by_damage.counts.total("evicted"), 100),
+        at_most("blocks damaged by kills alone", by_kill.counts.total("damaged"), 0),
         at_most("blocks evicted where there was room for all", by_kill.counts.total("evicted"), 0),
     ]
     samples = sum(part.counts.total("samples") for part in own)

@@ -159,6 +159,29 @@ def local(file: Path, model: Path | None, run_dir: Path | None) -> None:
     sys.exit(process.main(contract, model, run_dir))
 
 
+@main.command("kv-inspect")
+@click.argument("folder", type=FOLDER)
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Read every block, compare its checksum.")
+@click.option("--key-file", type=FILE, help="The Secret's key, in base64: no encrypted block is verified without it.")
+def kv_inspect(folder: Path, verify: bool, key_file: Path | None) -> None:
+    """What lies in a folder of KV blocks; changes nothing, and may be asked while engines use it.
+
+    FOLDER is a deployment's, NAMESPACE_NAME below the place of spec.kvCache.disk. Exit 1: something in it is damaged.
+    """
+    from headrace_runtime.kv import inspect  # noqa: PLC0415
+    from headrace_runtime.kv.keeper import Refused  # noqa: PLC0415
+    from headrace_runtime.kv.opening import read_key  # noqa: PLC0415
+
+    try:
+        key = None if key_file is None else read_key(key_file)
+    except Refused as refused:
+        raise click.BadParameter(refused.message, param_hint="--key-file") from refused
+    lines, is_sound = inspect.described(folder, key, verify=verify)
+    for line in lines:
+        click.echo(line)
+    sys.exit(0 if is_sound else 1)
+
+
 ContractT = TypeVar("ContractT", bound=contracts.Frozen)
 
 

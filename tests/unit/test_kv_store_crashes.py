@@ -210,6 +210,11 @@ class SharedStore(RuleBasedStateMachine):
             file.unlink()
 
     @invariant()
+    def what_an_engine_knows_agrees_with_itself(self) -> None:
+        for store in self.stores:
+            store._c.index.check_integrity()
+
+    @invariant()
     def the_budget_is_kept(self) -> None:
         assert measure(Disk(), self.root / "ns_chat").physical <= SIZE
 

@@ -34,6 +34,7 @@ def test_a_run_in_which_nothing_went_wrong_holds() -> None:
     [
         (0, outcome("killed", wrong=1)),
         (0, outcome("killed", evicted=1)),
+        (0, outcome("killed", damaged=1)),
         (0, outcome("killed", over=1)),
         (0, Outcome("killed", Counts(1), 9, 0, finished=100, readable=98, limit=1)),
         (1, outcome("damaged", damaged=100, evicted=1000, wrong=1)),

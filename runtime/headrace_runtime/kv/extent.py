@@ -5,6 +5,7 @@ data before its entry; everybody reads with `pread`, never through a mapping: a 
 the process, under `pread` it is a short read.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -42,11 +43,12 @@ class Extent:
     def __init__(self, disk: Disk, file: int, header: Header, scope: str) -> None:
         self._disk = disk
         self._file = file
+        self._direct = disk.open_direct(file)
         self._id = header.extent
         self._scope = scope
         self.name = f"{header.extent.hex()}.kv"
         self.geometry = header.geometry
-        self.claims = Claims(file, disk.close)
+        self.claims = Claims(file, self._close)
 
     @classmethod
     def create(cls, disk: Disk, folder: Path, geometry: Geometry, scope: str) -> Self:
@@ -120,7 +122,18 @@ class Extent:
         return self._disk.read(self._file, into, self.geometry.slot_at(slot)) == len(into)
 
     def write(self, slot: int, data: memoryview) -> None:
-        self._disk.write(self._file, data, self.geometry.slot_at(slot))
+        """Past the kernel's memory where the caller's lies on pages: then an error or a wait of the disk is seen here,
+        and blocks that the engine has in memory anyway take no more of it."""
+        offset = self.geometry.slot_at(slot)
+        if self._direct is not None and len(data) % PAGE == 0:
+            try:
+                self._disk.write(self._direct, data, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return
+        self._disk.write(self._file, data, offset)
 
     def stat(self) -> os.stat_result:
         return self._disk.stat(self._file)
@@ -129,6 +142,11 @@ class Extent:
         """False: it was cut, or removed. Then nothing may be written: it would take bytes that nobody counts."""
         now = self.stat()
         return now.st_nlink > 0 and now.st_size >= self.geometry.file_bytes
+
+    def _close(self, file: int) -> None:
+        if self._direct is not None:
+            self._disk.close(self._direct)
+        self._disk.close(file)
 
     def _bytes(self, offset: int, size: int) -> bytes:
         raw = bytearray(size)

@@ -82,9 +82,13 @@ class Index:
         return [table.extent for table in self._tables.values()]
 
     @_alone
-    def join(self, extent: Extent) -> None:
-        """An extent, of which nothing is known until it is scanned."""
+    def join(self, extent: Extent) -> bool:
+        """An extent, of which nothing is known until it is scanned. False: it is known already, and this second opening
+        of it is not wanted: who makes an extent and who finds it may be two threads."""
+        if extent.name in self._tables:
+            return False
         self._tables[extent.name] = _Table(extent)
+        return True
 
     @_alone
     def part(self, extent: Extent) -> None:
@@ -186,13 +190,17 @@ class Index:
     def _add(self, table: _Table, place: Place) -> list[Slot]:
         known = self._places.get(place.entry.key)
         self._taken(table, place.slot)
-        if known is not None and (known.extent.name, known.slot) < (place.extent.name, place.slot):
-            return [(place.extent, place.slot)]
+        litter: list[Slot] = []
         if known is not None:
+            known_at, placed_at = (known.extent.name, known.slot), (place.extent.name, place.slot)
+            if known_at < placed_at:
+                return [(place.extent, place.slot)]
+            if known_at != placed_at:
+                litter.append((known.extent, known.slot))
             del self._tables[known.extent.name].places[known.slot]
         table.places[place.slot] = self._places[place.entry.key] = place
         self._note(place.entry.key, readable=True)
-        return [] if known is None else [(known.extent, known.slot)]
+        return litter
 
     @_alone
     def remove(self, place: Place) -> None:
@@ -261,3 +269,12 @@ class Index:
         """Keys that became readable, and that became unreadable, since the last call; what did both is in neither."""
         changed, self._changed = self._changed, {}
         return [key for key, readable in changed.items() if readable], [key for key in changed if not changed[key]]
+
+    @_alone
+    def check_integrity(self) -> None:
+        """For tests: the ways to find a place agree, and no slot is both free and taken. Raises AssertionError."""
+        by_slot = {(name, slot): place for name, table in self._tables.items() for slot, place in table.places.items()}
+        assert {(place.extent.name, place.slot): place for place in self._places.values()} == by_slot
+        assert all(place.entry.key == key for key, place in self._places.items())
+        assert all(not table.free & table.places.keys() for table in self._tables.values())
+        assert self._open == {name: table for name, table in self._tables.items() if table.free}

@@ -1,7 +1,6 @@
 """From a contract to an open store: which folder, which settings, which key. Called by `engine/kvtier.py`."""
 
 import base64
-import binascii
 from pathlib import Path
 
 from headrace_runtime.contract import KvDisk
@@ -34,5 +33,5 @@ def read_key(file: Path) -> bytes:
         raise Refused("KeyMissing", "kvCache.disk.encryption: the Secret's key cannot be read") from error
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise Refused("KeyMissing", "kvCache.disk.encryption: the Secret's key is not base64") from error

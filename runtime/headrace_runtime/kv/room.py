@@ -105,7 +105,9 @@ class Room:
                 return
             extent = Extent.create(common.disk, common.folder, geometry, common.folder.name)
             common.bytes_used = common.budget.used()
-        common.index.join(extent)
+        if not common.index.join(extent):
+            extent.claims.retire()
+            return
         for slot in range(geometry.slots):
             common.index.free(extent, slot)
 

@@ -7,6 +7,7 @@ the wrong place is as wrong as a flipped bit.
 import hashlib
 import hmac
 import secrets
+from mmap import mmap
 from struct import Struct
 from typing import Final, Protocol
 
@@ -62,7 +63,7 @@ class Encryption:
 
     def close(self, about: bytes, block: memoryview) -> tuple[memoryview, bytes, bytes]:
         nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = memoryview(bytearray(len(block) + CHECKSUM_BYTES))
+        sealed = memoryview(mmap(-1, len(block) + CHECKSUM_BYTES))  # on pages, as `Extent.write` likes it
         self._cipher.encrypt_into(nonce, block, about, sealed)
         return sealed[: len(block)], bytes(sealed[len(block) :]), nonce
 

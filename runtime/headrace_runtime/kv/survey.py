@@ -77,8 +77,8 @@ class Survey:
         extent = Extent.open(common.disk, common.folder / name, common.folder.name)
         if extent is None:
             self._remove(name)
-        else:
-            common.index.join(extent)
+        elif not common.index.join(extent):
+            extent.claims.retire()
 
     def _look_at(self, extent: Extent) -> None:
         index, found = self._c.index, extent.stat()
