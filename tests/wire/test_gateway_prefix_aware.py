@@ -138,6 +138,10 @@ async def test_a_prompt_on_a_decode_engines_disk_is_served_without_prefill_unles
         assert (said["x-headrace-decode"], said.get("x-headrace-prefill")) == ("decode-1", None)
         assert "160 on its disk" in said["x-headrace-routing"]
         assert "from its own tiers for 80 tokens of work" in said["x-headrace-routing"]
+        state = f"http://127.0.0.1:{w.gateway.admin_port}/state"
+        async with w.client.get(state) as answer:
+            engines = {one["name"]: one["kvCosts"] for one in (await answer.json())["engines"]}
+        assert engines["decode-1"] == {"host": 0.2, "disk": 0.5, "fetched": 0.1}
         await w.publishers["decode-1"].send(BlockRemoved(names(PROMPT), "STORAGE"))
         await until(lambda: not w.index._tiers["disk"])
 

@@ -13,6 +13,7 @@ import logging
 import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
@@ -36,6 +37,7 @@ from headrace_runtime.gateway.kvevents import follow
 from headrace_runtime.gateway.port import Server
 from headrace_runtime.gateway.reload import Live, Reloader, Result, What
 from headrace_runtime.gateway.request import ROUTES
+from headrace_runtime.gateway.sources import USUAL
 from headrace_runtime.gateway.telemetry import FleetCollector, Telemetry, standard_output
 from headrace_runtime.gateway.upstream import Pool
 from headrace_runtime.mounted import ContractFile
@@ -229,6 +231,7 @@ class Gateway:
                 "quarantine": {"state": slot.breaker.state, "reason": slot.breaker.reason},
                 "silentSeconds": round(slot.silent, 2),
                 "load": slot.load,
+                "kvCosts": asdict(self._affinity.rates.get(slot.endpoint.name, USUAL)),
             }
             for slot in self.fleet.slots()
         ]
