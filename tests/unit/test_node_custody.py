@@ -192,6 +192,6 @@ async def test_code_is_told_where_an_engine_runs_it(folder: Path) -> None:
     async with keeping(folder) as kept:
         await kept.started()
         assert kept.custody.state().notes == ()
-    async with keeping(folder, Engine(extra_args={"trust-remote-code": True})) as kept:
+    async with keeping(folder, Engine(extra_args={"trust_remote_code": True})) as kept:
         await kept.started()
         assert kept.custody.state().notes == ("the engine runs code from the model's folder: modeling.py",)

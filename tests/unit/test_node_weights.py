@@ -107,6 +107,7 @@ def test_a_link_inside_the_folder_counts_as_its_file(folder: Path) -> None:
         ("nowhere", "x: a symbolic link to no file"),
         ("sub", "x: a symbolic link to a folder"),
         ("..", "x: a symbolic link to a folder"),
+        ("x", "x: a symbolic link to no file"),
     ],
 )
 def test_a_link_to_anything_else_is_not_followed(folder: Path, target: str, problem: str) -> None:
@@ -152,6 +153,14 @@ def test_with_a_warning_all_that_is_wrong_is_told(folder: Path) -> None:
         "model.safetensors",
         "x.pt",
     ]
+
+
+def test_a_name_that_no_status_could_tell_is_refused(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    (folder / os.fsdecode(b"caf\xe9/a.py")).touch()
+    state = read(folder, SOURCE, Integrity(), Progress())
+    assert state.problems == ("caf\\udce9/a.py: a name that is not UTF-8",)
+    assert "udce9" in state.model_dump_json()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -49,7 +49,10 @@ class Custody:
         self.refused_at = 0.0
         """When the verdict turned against a running engine, on the clock of `time.monotonic`."""
         self._model, self._wake, self._look_again = model, wake, look_again_seconds
-        self._runs_code = contract.engine.extra_args.get("trust-remote-code") is True
+        self._runs_code = any(
+            option.replace("_", "-") == "trust-remote-code" and value is True
+            for option, value in contract.engine.extra_args.items()
+        )
         self._copy = Path(model.path)
         self._refetched = False
         self._failures = 0
@@ -158,9 +161,13 @@ class Custody:
         wrong = reading.state.reason in ("DigestMismatch", "FilesDamaged")
         if self._copies is None or self._refetched or not wrong or intact(self._copy, reading.digests):
             return False
-        log.warning("the copy of %s in the node's cache is damaged: it is fetched again", self._model.source)
-        await asyncio.to_thread(self._copies.discard, self._copy)
         self._refetched = True
+        try:
+            await asyncio.to_thread(self._copies.discard, self._copy)
+        except FetchError as error:
+            log.warning("the damaged copy of %s in the node's cache cannot be removed: %s", self._model.source, error)
+            return False
+        log.warning("the copy of %s in the node's cache is damaged: it is fetched again", self._model.source)
         return True
 
     async def _keep(self, every: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 PICKLE_NAMES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """What vLLM and PyTorch load as pickles, by the end of a name."""
 HEADER_LIMIT = 100_000_000
-"""Of a safetensors header, in bytes: the format's own."""
+"""Of a safetensors header, in bytes: the format's own. No index of weights is longer."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEX = ".safetensors.index.json"
 CODE = ".py"
@@ -122,7 +122,7 @@ def _shards(file: BinaryIO) -> frozenset[str] | None:
     """The files that an index of weights names; None if it is none."""
     file.seek(0)
     try:
-        return frozenset(str(shard) for shard in json.loads(file.read())["weight_map"].values())
+        return frozenset(str(shard) for shard in json.loads(file.read(HEADER_LIMIT))["weight_map"].values())
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 

@@ -138,15 +138,16 @@ def survey(folder: Path, source: str) -> Listing:
     files: dict[str, Stamp] = {}
     problems: list[Problem] = []
     for path in _walk(root, unreadable.append):
-        name = path.relative_to(root).as_posix()
+        name = _shown(path, root)
         try:
-            if (problem := _not_a_file(path, root)) is None:
+            problem = _not_a_file(path, root) if (root / name) == path else "a name that is not UTF-8"
+            if problem is None:
                 files[name] = Stamp.of(path)
             else:
                 problems.append(Problem("UnsafeFiles", f"{name}: {problem}", changes=False))
         except OSError as error:
             problems.append(_unread(name, error))
-    problems += [_unread(Path(error.filename).relative_to(root).as_posix(), error) for error in unreadable]
+    problems += [_unread(_shown(Path(error.filename), root), error) for error in unreadable]
     if not files and not problems:
         raise ModelNotFoundError(f"{source} is empty")
     return Listing(
@@ -168,9 +169,15 @@ def _not_a_file(path: Path, root: Path) -> str | None:
         return "a symbolic link to a folder"
     if not path.is_symlink():
         return None if path.is_file() else "neither a file nor a folder"
-    if not path.resolve().is_relative_to(root):
+    # Not `Path.resolve`, which raises RuntimeError for links in a circle.
+    if not Path(os.path.realpath(path)).is_relative_to(root):
         return "a symbolic link that leads out of the model's folder"
     return None if path.is_file() else "a symbolic link to no file"
+
+
+def _shown(path: Path, root: Path) -> str:
+    """The path relative to `root`, as a status can tell it: what is not UTF-8 in it is written out."""
+    return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
 
 
 def _unread(name: str, error: OSError) -> Problem:
