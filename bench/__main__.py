@@ -17,11 +17,14 @@ BENCHES = {
     "coldstart": "What a start of an engine costs: first pod of a node, second, after a crash, page cache warm or not",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
+    "kv-reload": "KV blocks from disk after a restart, against computing them and vLLM's own disk tier; cost of a miss",
+    "kv-store": "Storing and loading KV blocks against the disk's own ceiling, and what verifying them costs",
+    "kv-torture": "The store of KV blocks with its writers killed and its files damaged: what it serves and keeps",
     "pd": "Prefill and decode on separate engines, against the same engines aggregated and behind vllm-router",
     "resume": "An engine killed under its streams: going on elsewhere, against asking again and a cold restart",
     "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
     "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
-    "storage-path": "KV blocks from decode's own disk or by a prefill engine: our choice against either (simulated)",
+    "storage-path": "KV blocks from decode's disk or by a prefill engine: our choice against either (simulated; vLLM)",
     "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
 """Name of the benchmark and of its module (`-` is `_` there), which has `run(options) -> Report`."""

@@ -204,6 +204,13 @@ def test_a_store_that_raises_has_no_such_block(bench: Bench) -> None:
     assert bench.ended()[0].good == (b"a",)
 
 
+def test_a_block_that_the_store_refuses_counts_as_dropped(bench: Bench) -> None:
+    bench.store.fails = OSError(28, "No space left on device")
+    bench.transfers.store(1, [b"a"], [0], [0])
+    bench.ended()
+    until(lambda: bench.transfers.counts.dropped == 1)
+
+
 def test_to_settle_is_to_have_no_job_left(bench: Bench) -> None:
     bench.transfers.store(1, [b"a"], [0], [0])
     bench.transfers.load(2, [b"x"], [0])

@@ -61,7 +61,7 @@ class KvState(Frozen):
     """Blocks whose checksum was wrong: never served."""
     evicted: int = 0
     dropped: int = 0
-    """Blocks that were not stored, as the disk could not follow."""
+    """Blocks that were not stored, as the disk could not follow or was not well."""
 
 
 class AdapterState(Frozen):

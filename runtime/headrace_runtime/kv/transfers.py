@@ -66,7 +66,7 @@ class Counts:
     """Since the start, in blocks."""
 
     dropped: int = 0
-    """Not stored, since the disk could not follow."""
+    """Not stored, since the disk could not follow or was not well."""
     given_up: int = 0
     """Not loaded in time."""
 
@@ -275,7 +275,9 @@ class Transfers:
             self._done(job)
         assert job.depths is not None
         key, depth = job.keys[index], job.depths[index]
-        self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth))
+        if not self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth)):
+            with self._changed:
+                self.counts.dropped += 1
 
     def _call(self, allowed: float, ask: Callable[[Blocks], bool]) -> bool:
         """Ask the store, with a note of when that began. A store that raises has no such block."""
