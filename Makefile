@@ -98,6 +98,10 @@ test-chaos: install ## Engines and gateways killed under load, a few times (all 
 chaos: install ## Every fault of chaos/scenarios, many times (RUNS=n each), into docs/recovery.md; hours
 	$(BIN)/python -m chaos run --results docs/recovery.json $(if $(RUNS),--runs $(RUNS)) $(SCENARIOS) ; status=$$? ; $(BIN)/python -m chaos table && exit $$status
 
+.PHONY: kv-torture
+kv-torture: install ## The store of KV blocks: writers killed, bits flipped, files cut, by the thousand (QUICK=1: a minute)
+	$(BIN)/python -m bench kv-torture $(if $(QUICK),--quick)
+
 .PHONY: fuzz
 fuzz: install ## Many random and mutated requests on the gateway's port (EXAMPLES=20000 of each kind, half an hour)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(PYTEST) -q --timeout 0 tests/wire/test_gateway_fuzz.py

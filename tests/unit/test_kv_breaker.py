@@ -54,7 +54,7 @@ def test_single_errors_open_it_when_there_are_too_many_of_late(outcomes: list[bo
 
 @pytest.mark.parametrize(
     ("seconds", "size", "slow"),
-    [(0.4, 0, False), (0.6, 0, True), (0.6, 8 * 1024**2, False), (0.7, 8 * 1024**2, True)],
+    [(0.9, 0, False), (1.1, 0, True), (1.1, 8 * 1024**2, False), (1.2, 8 * 1024**2, True)],
 )
 def test_how_long_a_block_may_take_depends_on_its_size(seconds: float, size: int, slow: bool) -> None:
     assert is_slow(seconds, size) is slow

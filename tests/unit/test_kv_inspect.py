@@ -16,7 +16,7 @@ KEY = bytes(range(32))
 
 def stored(root: Path, key: bytes | None, blocks: int) -> Store:
     settings = Settings(1024 * 1024, None, BLOCK, verify=True, eviction="LRU", on_model_change="Fence", key=key)
-    store = Store(root / "ns_chat", "0" * 32, settings)
+    store = Store(root / "ns_chat", "0" * 32, settings, ticks=lambda: 0.0)
     for number in range(blocks):
         assert store.put(b"key %d" % number, bytes([number]) * BLOCK, depth=0)
     return store

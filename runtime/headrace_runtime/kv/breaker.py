@@ -15,7 +15,7 @@ BAD_OF_WINDOW: Final = 3
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 
-ALLOWED_SECONDS: Final = 0.5
+ALLOWED_SECONDS: Final = 1.0
 ALLOWED_BYTES_PER_SECOND: Final = 50e6
 """Slower than that, and a block is computed anew as fast as it is read."""
 
