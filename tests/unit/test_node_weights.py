@@ -280,6 +280,25 @@ def test_what_is_gone_or_new_is_no_change_of_what_was_loaded(folder: Path) -> No
     assert not any(problem.changes for problem in found)
 
 
+def test_a_pickle_that_is_new_or_a_key_that_is_another_is_no_change_of_what_was_loaded(tmp_path: Path) -> None:
+    folder = signed(tmp_path, "ignoring.sig")
+    first = examine(folder, SOURCE, by(), Progress())
+    models.write(folder, {"drafts/x.bin": b""})
+    second = again(folder, first, by("other.pub"))
+    assert {problem.reason for problem in second.problems} == {"UnsafeFiles", "SignatureInvalid", "DigestMismatch"}
+    assert not any(problem.changes for problem in second.problems)
+    (folder / "model.safetensors").write_bytes(models.pickled(tmp_path / "loaded"))
+    assert any(problem.changes for problem in again(folder, first, by("other.pub")).problems)
+
+
+def test_a_file_that_several_lists_name_is_told_of_once(folder: Path) -> None:
+    promised = Integrity(files=DIGESTS, digest=folder_digest(DIGESTS))
+    first = examine(folder, SOURCE, promised, Progress())
+    flip(folder / "model.safetensors")
+    (problem,) = again(folder, first, promised).problems
+    assert "in the manifest it is" in problem.message
+
+
 def test_a_warning_that_was_given_is_given_again(folder: Path) -> None:
     warned = Integrity(policy="Warn", digest="sha256:" + "0" * 64)
     first = examine(folder, SOURCE, warned, Progress())

@@ -2,10 +2,10 @@
 
 With policy Enforce no engine starts on files that were not read whole and found right; what is refused is looked at
 again once it was touched, so that a repair needs no new pod, and a damaged copy in the node's cache is thrown away and
-fetched again, once. A reading beside a running engine takes it out where bytes
-differ that it may have loaded. Files that are gone, new or cannot be read say nothing against a running engine (a
-volume that is away for a minute must not take every engine with it), but the next one starts after a whole reading.
-Owned by `agent.py`, which asks for the verdict and says when an engine starts and ends; `decide.py` judges it.
+fetched again, once. A reading beside a running engine takes it out where bytes differ that it may have loaded. Files
+that are gone, new or cannot be read say nothing against a running engine (a volume that is away for a minute must not
+take every engine with it), but the next one starts after a whole reading. Owned by `agent.py`, which asks for the
+verdict and says when an engine starts and ends; `decide.py` judges it.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ is found is judged in `weights.py`.
 import json
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -27,11 +27,11 @@ _PICKLE_BEGINS = b"(]}cX\x8a\x8c\x95"
 
 @dataclass(frozen=True)
 class Findings:
-    """A sentence for each file, its path first."""
+    """What is wrong with a file, by its path."""
 
-    unsafe: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
+    unsafe: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
     """Files that cannot be read, and indexes that name files which are not there."""
     code: tuple[str, ...] = ()
     """Paths of Python files, which run only where the engine was told to trust them."""
@@ -39,20 +39,19 @@ class Findings:
 
 def inspect(folder: Path, files: Collection[str]) -> Findings:
     """What the form of `files`, by path relative to `folder`, says. One that cannot be read is damaged."""
-    unsafe, damaged, absent = [], [], []
+    unsafe, damaged, absent = {}, {}, {}
     for path in files:
         try:
             with (folder / path).open("rb") as file:
                 if (problem := _pickle(path, file)) is not None:
-                    unsafe.append(f"{path}: {problem}")
+                    unsafe[path] = problem
                 if (problem := _damage(path, file)) is not None:
-                    damaged.append(f"{path}: {problem}")
+                    damaged[path] = problem
                 elif path.endswith(INDEX) and (missing := _missing(path, file, files)):
-                    absent.append(f"{path}: names {missing}, which is not in the folder")
+                    absent[path] = f"names {missing}, which is not in the folder"
         except OSError as error:
-            absent.append(f"{path}: cannot be read: {error.strerror}")
-    code = tuple(path for path in files if path.endswith(CODE))
-    return Findings(tuple(unsafe), tuple(damaged), tuple(absent), code)
+            absent[path] = f"cannot be read: {error.strerror}"
+    return Findings(unsafe, damaged, absent, tuple(path for path in files if path.endswith(CODE)))
 
 
 def _pickle(path: str, file: BinaryIO) -> str | None:

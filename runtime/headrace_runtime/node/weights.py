@@ -114,15 +114,15 @@ def examine(
     if integrity.policy == "Off":
         return Reading(WeightsState(), listing)
     findings = unsafe.inspect(folder, listing.files)
-    problems, signed = [*listing.problems, *_judge(findings, integrity)], None
+    problems, signed = [*listing.problems, *_judge(findings, integrity, manner.earlier)], None
     if integrity.signer_key_file is not None:
         try:
             signed = _signed(folder, listing, Path(integrity.signer_key_file))
         except SignatureError as error:
-            problems.append(Problem("SignatureInvalid", f"the signature: {error}"))
+            problems.append(Problem("SignatureInvalid", f"the signature: {error}", changes=False))
     digests: dict[str, str] = {}
     progress.bytes_total, progress.bytes_read = listing.bytes_total, 0
-    if not problems or integrity.policy == "Warn":
+    if not problems or integrity.policy == "Warn" or manner.earlier is not None:
         digests, unread = _digests(folder, listing, progress, manner)
         problems += unread
         problems += compare(digests, listing.files, integrity, signed, manner.earlier)
@@ -184,11 +184,17 @@ def _unread(name: str, error: OSError) -> Problem:
     return Problem("FilesDamaged", f"{name}: cannot be read: {error.strerror}", changes=False)
 
 
-def _judge(findings: unsafe.Findings, integrity: Integrity) -> Iterator[Problem]:
+def _judge(findings: unsafe.Findings, integrity: Integrity, earlier: Mapping[str, str] | None) -> Iterator[Problem]:
+    def changes(path: str) -> bool:
+        return earlier is None or path in earlier
+
     if not integrity.allow_pickle:
-        yield from (Problem("UnsafeFiles", message) for message in findings.unsafe)
-    yield from (Problem("FilesDamaged", message) for message in findings.damaged)
-    yield from (Problem("FilesDamaged", message, changes=False) for message in findings.absent)
+        for path, problem in findings.unsafe.items():
+            yield Problem("UnsafeFiles", f"{path}: {problem}", changes(path))
+    for path, problem in findings.damaged.items():
+        yield Problem("FilesDamaged", f"{path}: {problem}", changes(path))
+    for path, problem in findings.absent.items():
+        yield Problem("FilesDamaged", f"{path}: {problem}", changes=False)
 
 
 def _signed(folder: Path, listing: Listing, key_file: Path) -> Signed:
@@ -246,15 +252,21 @@ def compare(
     A file that a list does not name is a difference too: an engine may load weights, or code, from any. Of files that
     are `there` and have no digest, because they could not be read, nothing is said.
     """
-    problems: list[Problem] = []
+    lists: dict[str, Mapping[str, str]] = {}
     if integrity.files is not None:
-        promised = {path: digest.lower() for path, digest in integrity.files.items()}
-        problems += _differences(digests, there, promised, "the manifest")
+        lists["the manifest"] = {path: digest.lower() for path, digest in integrity.files.items()}
     if signed is not None:
-        covered = {path: digest for path, digest in digests.items() if not signed.leaves_out(path)}
-        problems += _differences(covered, there, signed.files, "the signed list")
+        # What the signer left out counts as what it is.
+        left_out = {path: digest for path, digest in digests.items() if signed.leaves_out(path)}
+        lists["the signed list"] = {**left_out, **signed.files}
     if earlier is not None:
-        problems += _differences(digests, there, earlier, "the first reading")
+        lists["the first reading"] = earlier
+    found: dict[str, Problem] = {}
+    for by, promised in lists.items():
+        for path in sorted({*digests, *promised} - found.keys()):
+            if (problem := _difference(path, digests.get(path), promised.get(path), path in there, by)) is not None:
+                found[path] = problem
+    problems = [*found.values()]
     whole = folder_digest(digests)
     # Where files are named that make it another one, it says nothing new.
     if integrity.digest not in (None, whole) and not problems and len(digests) == len(there):
@@ -263,17 +275,14 @@ def compare(
     return problems
 
 
-def _differences(
-    digests: Mapping[str, str], there: Collection[str], promised: Mapping[str, str], by: str
-) -> Iterator[Problem]:
-    for path in sorted({*digests, *promised}):
-        expected, found = promised.get(path), digests.get(path)
-        if expected is None:
-            yield Problem("DigestMismatch", f"{path}: not in {by}", changes=False)
-        elif found is not None and found != expected:
-            yield Problem("DigestMismatch", f"{path}: SHA-256 is {found}, in {by} it is {expected}")
-        elif path not in there:
-            yield Problem("DigestMismatch", f"{path}: missing", changes=False)
+def _difference(path: str, found: str | None, promised: str | None, there: bool, by: str) -> Problem | None:
+    if promised is None:
+        return Problem("DigestMismatch", f"{path}: not in {by}", changes=False)
+    if found is None:
+        return None if there else Problem("DigestMismatch", f"{path}: missing", changes=False)
+    if found != promised:
+        return Problem("DigestMismatch", f"{path}: SHA-256 is {found}, in {by} it is {promised}")
+    return None
 
 
 def _state(
