@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from headrace_runtime.contract import Backoff, Engine, Integrity, Model, NodeContract, NodeState, Place
+from headrace_runtime.contract import Backoff, Engine, Integrity, KvDisk, KvTiers, Model, NodeContract, NodeState, Place
 from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.decide import Verdict
@@ -71,6 +71,8 @@ async def running(
     lacks: Verdict | None = None,
     options: tuple[str, ...] = (),
     backoff: Backoff | None = None,
+    *,
+    tiers: KvTiers | None = None,
 ) -> AsyncIterator[Running]:
     model = folder / "model"
     models.write(model)
@@ -80,7 +82,7 @@ async def running(
         revision="r1",
         role="serve",
         model=Model(source="node:///m", path=str(model), served_name="m", integrity=integrity or Integrity()),
-        engine=Engine(),
+        engine=Engine(kv_tiers=tiers),
         backoff=backoff or Backoff(base_seconds=0.05, max_restarts=2),
         drain_seconds=20,
     )
@@ -129,6 +131,15 @@ async def test_its_metrics_carry_the_phase(tmp_path: Path) -> None:
         assert "headrace_node_engine_restarts_total 0.0" in text
         assert "headrace_node_weights_verified 1.0" in text
         assert "headrace_node_weights_verified_at_seconds 1." in text
+
+
+async def test_its_state_and_metrics_carry_how_kv_blocks_on_disk_are(tmp_path: Path) -> None:
+    tiers = KvTiers(host_bytes=1 << 20, disk=KvDisk(size_bytes=1 << 30))
+    async with running(tmp_path, integrity=Integrity(policy="Off"), tiers=tiers) as node:
+        state = await node.until(ready)
+        assert state.kv
+        assert (state.kv.ready, state.kv.reason) == (False, "WeightsUnverified")
+        assert 'headrace_kv_reason{reason="WeightsUnverified"} 1.0' in (await node.get("/metrics"))[1]
 
 
 async def test_a_supervisor_is_shown_while_it_is_heard(tmp_path: Path) -> None:
