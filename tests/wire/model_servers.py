@@ -91,6 +91,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         part = body
         if match and files.ranges:
             first, last = int(match[1]), int(match[2]) if match[2] else len(body) - 1
+            if first >= len(body):
+                self.answer(416, b"there is no such byte", {"Content-Range": f"bytes */{len(body)}"})
+                return
             part = body[first : last + 1]
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")

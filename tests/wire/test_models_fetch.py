@@ -113,6 +113,17 @@ def test_a_copy_that_agrees_goes_before_what_the_source_has_become(server: str, 
     assert fetch(f"{server}/model/", cache, NOBODY, Progress(), lambda digests: digests == promised) == first
 
 
+def test_an_empty_file_is_a_file(server: str, files: Files, cache: Cache) -> None:
+    files.bodies.update(folder({"empty": b"", "config.json": b"{}"}, "some"))
+    assert contents(fetch(f"{server}/some/", cache, NOBODY, Progress())) == {"empty": b"", "config.json": b"{}"}
+
+
+def test_a_token_is_not_sent_to_a_hub_without_encryption(cache: Cache) -> None:
+    credentials = Credentials({"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "http://hub.example"})
+    with pytest.raises(FetchError, match=r"hub\.example is not encrypted, and HF_TOKEN would be seen"):
+        fetch(f"hf://acme/tiny@{COMMIT}", cache, credentials, Progress())
+
+
 def test_a_hub_gives_a_commit_page_by_page(cache: Cache) -> None:
     others = {".gitattributes": b"*", "pytorch_model.bin": b"pickle" * 1000, "README.md": b"# tiny"}
     files = Files(hub({**BODIES, **others}, pages=2), authorization="Bearer hf_secret")
@@ -298,7 +309,7 @@ def test_the_least_recently_used_makes_room_and_what_is_held_stays(server: str, 
     third = fetch(f"{server}/c/", cache, NOBODY, Progress())
     assert models_of(cache) == sorted([first.name, third.name])
     assert physical(cache.path) <= 7_000_000
-    with pytest.raises(CacheTooSmallError, match=r"takes 3\.0 MB, the model cache may hold 7\.0 MB, and 6\.0 MB"):
+    with pytest.raises(CacheTooSmallError, match=r"takes 3\.1 MB, the model cache may hold 7\.0 MB, and 6\.0 MB"):
         fetch(f"{server}/b/", cache, NOBODY, Progress())
     cache.release(first)
     fetch(f"{server}/b/", cache, NOBODY, Progress())
@@ -310,7 +321,7 @@ def test_a_model_larger_than_the_cache_removes_nothing(server: str, files: Files
     files.bodies.update(folder({"weights": b"x" * 10_000}, "small"))
     small = fetch(f"{server}/small/", cache, NOBODY, Progress())
     cache.release(small)
-    with pytest.raises(CacheTooSmallError, match=r"the model takes 3\.0 MB, the model cache may hold 1\.0 MB"):
+    with pytest.raises(CacheTooSmallError, match=r"the model takes 3\.1 MB, the model cache may hold 1\.0 MB"):
         fetch(f"{server}/model/", cache, NOBODY, Progress())
     assert small.name in models_of(cache)
 

@@ -25,6 +25,21 @@ PIECES = 4
 BODIES = {"model.safetensors": random.Random(3).randbytes(PIECES * PIECE_BYTES - 5), "config.json": b"{}"}
 
 
+MEASURED = """
+import re, resource, sys, time
+from pathlib import Path
+from headrace_runtime.models.cache import Cache
+from headrace_runtime.models.credentials import Credentials
+from headrace_runtime.models.fetching import fetch
+from headrace_runtime.models.progress import Progress
+cache = Cache(Path(sys.argv[2]), None)
+began, before = time.monotonic(), time.process_time()
+fetch(sys.argv[1], cache, Credentials({}), Progress())
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+print(time.monotonic() - began, time.process_time() - before, peak)
+"""
+
+
 @pytest.fixture(scope="module")
 def served() -> dict[str, bytes]:
     return folder(BODIES)
@@ -108,6 +123,15 @@ def test_two_processes_share_one_download_though_the_first_is_killed(server: str
     assert second.returncode == 0, errors.decode()
     held = Cache(cache, None)
     assert str(fetch(f"{server}/model/", held, Credentials({}), Progress())) == out.decode().strip()
+
+
+def test_a_fetch_takes_little_memory_and_says_how_fast_it_was(server: str, files: Files, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", MEASURED, f"{server}/model/", str(tmp_path / "cache")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=True)
+    seconds, processor, peak = map(float, done.stdout.split())
+    size = sum(map(len, BODIES.values()))
+    print(f"{size / 1e6 / seconds:.0f} MB/s, {size / 1e6 / processor:.0f} MB for a second of processor, {peak:.0f} MB")
+    assert peak < 200
 
 
 def test_sigterm_ends_a_fetch_and_keeps_what_came(server: str, files: Files, tmp_path: Path) -> None:

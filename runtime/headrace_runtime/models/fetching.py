@@ -21,12 +21,15 @@ from headrace_runtime.models.journal import Journal
 from headrace_runtime.models.listing import Listing, key_of
 from headrace_runtime.models.progress import Progress
 from headrace_runtime.models.record import Record
-from headrace_runtime.models.room import on_disk
+from headrace_runtime.models.room import BLOCK, on_disk
 from headrace_runtime.models.sources import HubSource, OciSource, S3Source, Source, WebSource
 from headrace_runtime.models.transfer import PIECE_BYTES, DamagedError, Transfer
 from headrace_runtime.models.unpack import Unpacking
 
 log = logging.getLogger(__name__)
+
+FOLDERS_BYTES = 16 * BLOCK
+"""What a model's folders, and the journal of its download, take."""
 
 WAIT_SECONDS = 0.5
 """Between two looks at what another process downloads."""
@@ -127,7 +130,7 @@ def _make(listing: Listing, making: Making, http: Http, progress: Progress) -> N
     """Download a listing and show it in the cache. Raises FetchError, OSError."""
     files = listing.files
     packed = sum(on_disk(file.size or 0) for file in files if file.unpack)
-    making.reserve(sum(on_disk(file.size or 0) for file in files), packed)
+    making.reserve(sum(on_disk(file.size or 0) for file in files) + FOLDERS_BYTES, packed)
     log.info("fetching %s: %d files, %d bytes", listing.resolved, len(files), sum(file.size or 0 for file in files))
     began, read_at = time.monotonic(), time.time()
     blobs = making.folder / "files"

@@ -53,8 +53,11 @@ class Http:
             pool.clear()
 
     @contextmanager
-    def open(self, address: Address, what: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
-        """The answer to a GET, its body unread. Raises BrokenError; FetchError for a status that will not change."""
+    def open(
+        self, address: Address, what: str, headers: Mapping[str, str] | None = None, also: int = 200
+    ) -> Iterator[BaseHTTPResponse]:
+        """The answer to a GET, its body unread. Raises BrokenError; FetchError for a status that will not change,
+        other than `also`."""
         host = urlsplit(address.url).netloc.rpartition("@")[2]
         with plainly(what, host):
             answer = self._pool_of(address.url).request(
@@ -67,7 +70,8 @@ class Http:
                 timeout=Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS),
             )
             try:
-                check(answer, what, host)
+                if answer.status != also:
+                    check(answer, what, host)
                 if address.url.startswith("https:") and (answer.geturl() or "").startswith("http:"):
                     raise FetchError(f"{what}: {host} sends us on to an address that is not encrypted")
                 yield answer

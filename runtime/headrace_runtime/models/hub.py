@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from headrace_runtime.models.credentials import Credentials
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.http import Http, next_page
 from headrace_runtime.models.listing import Address, Checksum, Listing, Remote, listing, wanted
-from headrace_runtime.models.sources import HubSource, name_of
+from headrace_runtime.models.sources import HubSource, loopback, name_of
 
 ENDPOINT = "https://huggingface.co"
 RULES = 1
@@ -29,6 +29,9 @@ def look(source: HubSource, http: Http, credentials: Credentials) -> Listing:
     """Raises FetchError, BrokenError."""
     endpoint = (credentials.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = credentials.get("HF_TOKEN")
+    parts = urlsplit(endpoint)
+    if token and parts.scheme != "https" and not loopback(parts.netloc):
+        raise FetchError(f"HF_ENDPOINT: {parts.netloc} is not encrypted, and HF_TOKEN would be seen: write https://")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     name = name_of(source)
     entries: list[dict[str, Any]] = []

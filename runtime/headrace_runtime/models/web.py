@@ -81,11 +81,11 @@ def _single(source: WebSource, http: Http, headers: dict[str, str]) -> Remote:
 
 def _probe(address: Address, http: Http, what: str) -> tuple[int | None, str | None, bool]:
     """Size of a file, its mark, and whether the server gives parts of it."""
-    with http.open(address, what, {"Range": "bytes=0-0"}) as answer:
-        parts = answer.status == 206
+    with http.open(address, what, {"Range": "bytes=0-0"}, also=416) as answer:
+        parts = answer.status in (206, 416)  # 416: not even one byte is there
         length = answer.headers.get("Content-Range", "").rpartition("/")[2]
         if parts:
-            answer.read(2)  # one byte: so the connection is free for the next
+            answer.read(1024)  # a byte, or a sentence: so the connection is free for the next
         else:
             length = answer.headers.get("Content-Length", "")
         return int(length) if length.isdigit() else None, mark(answer.headers), parts
