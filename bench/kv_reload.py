@@ -13,7 +13,6 @@ import http.client
 import json
 import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,14 @@ from typing import Any, Final, Literal
 
 from rich.progress import Progress
 
-from bench.engines import RUNTIME
-from bench.programs import free_port, running, wait_for
+from bench.forks import Parent, parent
+from bench.programs import free_port
 from bench.report import Check, Options, Report, at_least, at_most, spread
 from headrace_runtime.contract import Engine, KvDisk, KvTiers, Model, NodeContract, Place
-from headrace_runtime.engine.arguments import CPU, SERVE, Command, command
+from headrace_runtime.engine import connectors
+from headrace_runtime.engine.arguments import CPU, Command, command
 from headrace_runtime.kv import report as tier_report
-from local.engine import build, models
+from local.engine import models
 
 MODEL: Final = "smollm2"
 BLOCK: Final = 128
@@ -43,6 +43,7 @@ HOST_BYTES: Final = 512 * 1024**2
 DISK_BYTES: Final = 6 * 1024**3
 ANSWER: Final = 8
 STORED_SECONDS: Final = 300.0
+START_SECONDS: Final = 300.0
 FIRST_TOKEN_ID, LAST_TOKEN_ID = 100, 40_000
 COLUMNS = ("prompt tokens", "on disk", "computed, ms", "vLLM's fs tier, ms", "ours, ms", "fs ÷ ours", "computed ÷ ours")
 
@@ -96,36 +97,47 @@ class Arm:
 
     def __init__(self, folder: Path, kind: Kind) -> None:
         self.kind = kind
+        self._group: int | None = None
         self._folder = folder / kind
         self._folder.mkdir()
         self.disk = self._folder / "disk"
         self._place = Place(name=kind, address="127.0.0.1", run_dir=str(self._folder / "run"), engine_port=free_port())
         Path(self._place.run_dir).mkdir()
-        self._url = f"http://127.0.0.1:{self._place.engine_port}/health"
         self._log = self._folder / "engine.log"
-        self._life = ExitStack()
 
-    def start(self) -> None:
+    def start(self, parent: Parent) -> None:
+        """Returns once it answers."""
         tier_report.clear(Path(self._place.run_dir))
-        launch = self._command()
-        argv = [str(build.python()), *SERVE, *launch.argv]
-        env = {**launch.env, "PYTHONPATH": RUNTIME}
-        self._program = self._life.enter_context(running(argv, self._log, env))
+        self._group = parent.fork(self.command(), self._log)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._healthy():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the {self.kind} engine does not answer: {self._log.read_text()[-2000:]}")
+            time.sleep(0.1)
 
-    def wait(self) -> None:
-        wait_for(self._url, self._program, self._log, 600.0)
+    def kill(self, parent: Parent) -> None:
+        assert self._group is not None
+        parent.kill(self._group)
 
-    def kill(self) -> None:
-        os.killpg(self._program.pid, signal.SIGKILL)
-        self._life.close()
+    def _healthy(self) -> bool:
+        try:
+            return self._get("/health")[0] == 200
+        except OSError:
+            return False
 
-    def stop(self) -> None:
-        self._life.close()
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._place.engine_port, timeout=60)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
 
-    def _command(self) -> Command:
+    def contract(self) -> NodeContract:
         disk = KvDisk(path=str(self.disk), size_bytes=DISK_BYTES)
         tiers = None if self.kind == "off" else KvTiers(host_bytes=HOST_BYTES, disk=disk)
-        contract = NodeContract(
+        return NodeContract(
             namespace="bench",
             deployment="bench",
             revision="bench",
@@ -134,7 +146,9 @@ class Arm:
             engine=Engine(device=CPU, max_model_len=8192, kv_cache_bytes=HOST_BYTES, kv_tiers=tiers),
             drain_seconds=1.0,
         )
-        launch = command(contract, self._place, weights="sha256:bench")
+
+    def command(self) -> Command:
+        launch = command(self.contract(), self._place, weights="sha256:bench")
         return launch if self.kind != "fs" else Command(tuple(map(self._with_fs, launch.argv)), launch.env)
 
     def _with_fs(self, word: str) -> str:
@@ -165,12 +179,7 @@ class Arm:
 
     def from_disk(self) -> float:
         """Tokens of prompts that came from there so far, by the engine's own count."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._place.engine_port, timeout=60)
-        try:
-            connection.request("GET", "/metrics")
-            lines = connection.getresponse().read().decode().splitlines()
-        finally:
-            connection.close()
+        lines = self._get("/metrics")[1].splitlines()
         wanted = [line for line in lines if line.startswith("vllm:prompt_tokens_cached_by_source_total")]
         return sum(float(line.rpartition(" ")[2]) for line in wanted if 'source="disk"' in line)
 
@@ -246,13 +255,12 @@ def run(options: Options) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-bench-")))
         progress = stack.enter_context(Progress(transient=True))
         arms = [Arm(folder, kind) for kind in ("off", "fs", "ours")]
+        progress.add_task("starting", total=None)
+        modules = connectors.modules(arms[-1].contract().engine)
+        warm = stack.enter_context(parent(folder / "parent.log", arms[0].command().env, modules))
+        fill(plan, arms[1:], warm, progress)
         for arm in arms:
-            stack.callback(arm.stop)
-        fill(plan, arms[1:], progress)
-        for arm in arms:
-            arm.start()
-        for arm in arms:
-            arm.wait()
+            arm.start(warm)
         for arm in arms:
             arm.ask(Prompts().ask(1, 0).tokens[:BLOCK])  # what is lazy at the first request
         measure(plan, arms, progress)
@@ -260,20 +268,19 @@ def run(options: Options) -> Report:
     return report
 
 
-def fill(plan: Plan, arms: Sequence[Arm], progress: Progress) -> None:
+def fill(plan: Plan, arms: Sequence[Arm], warm: Parent, progress: Progress) -> None:
     """Each engine computes what its disk is to hold, and is killed."""
     stored = plan.stored()
     task = progress.add_task("filling the disks", total=len(arms) * len(stored))
     for arm in arms:  # one after the other: they would only wait for each other's cores
-        arm.start()
-        arm.wait()
+        arm.start(warm)
         blocks = 0
         for told in stored:
             arm.ask(told.ask.before)
             blocks += told.ask.stored
             arm.wait_until_stored(blocks)
             progress.update(task, advance=1)
-        arm.kill()
+        arm.kill(warm)
 
 
 def measure(plan: Plan, arms: Sequence[Arm], progress: Progress) -> None:

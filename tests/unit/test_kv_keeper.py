@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headrace_runtime.contract import KvDisk, KvState
-from headrace_runtime.kv.keeper import TOUCHES, Keeper, Refused
+from headrace_runtime.kv.keeper import EVENT_KEYS, TOUCHES, Change, Keeper, Refused
 from headrace_runtime.kv.opening import open_store, read_key
 
 READY = KvState(ready=True, blocks=2)
@@ -22,6 +22,7 @@ class Shelf:
     def __init__(self) -> None:
         self.touched: list[bytes] = []
         self.came: list[bytes] = [b"found"]
+        self.went: list[bytes] = []
         self.refreshed = 0
         self.closed = False
 
@@ -41,8 +42,8 @@ class Shelf:
         self.refreshed += 1
 
     def events(self) -> tuple[list[bytes], list[bytes]]:
-        came, self.came = self.came, []
-        return came, []
+        came, went, self.came, self.went = self.came, self.went, [], []
+        return came, went
 
     def state(self) -> KvState:
         return READY
@@ -131,12 +132,24 @@ def test_what_a_disk_held_at_the_start_is_told_like_what_came_later() -> None:
     shelf = Shelf()
     with keeping(lambda: shelf) as keeper:
         until(lambda: keeper.has_events)
-        assert keeper.take_events() == ([b"found"], [])
+        assert keeper.take_event() == Change(removed=False, keys=[b"found"])
         assert not keeper.has_events
-        shelf.came = [b"new"]
+        shelf.went = [b"found"]
         until(lambda: keeper.has_events)
-        assert keeper.take_events() == ([b"new"], [])
-        assert keeper.take_events() == ([], [])
+        shelf.came = [b"found"]
+        assert keeper.take_event() == Change(removed=True, keys=[b"found"])
+        until(lambda: keeper.has_events)
+        assert keeper.take_event() == Change(removed=False, keys=[b"found"])
+        assert keeper.take_event() is None
+
+
+def test_all_that_a_large_disk_holds_is_told_in_parts() -> None:
+    shelf = Shelf()
+    shelf.came = [b"%d" % number for number in range(EVENT_KEYS + 1)]
+    with keeping(lambda: shelf) as keeper:
+        sizes: list[int] = []
+        until(lambda: sizes.extend(len(one.keys) for one in iter(keeper.take_event, None)) or len(sizes) == 2)
+        assert sizes == [EVENT_KEYS, 1]
 
 
 def test_nobody_collects_events_that_nobody_takes() -> None:

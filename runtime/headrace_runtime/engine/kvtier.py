@@ -52,8 +52,6 @@ OPEN_SECONDS = 10.0
 """How long an engine's start may wait for the store's index."""
 FAILED_SECONDS = 30.0
 """How long a block that could not be loaded counts as missing: it would be asked for again in the next step."""
-EVENT_KEYS = 1000
-"""Blocks of one event."""
 DROPPED = "headrace:kv_disk_stores_dropped"
 GIVEN_UP = "headrace:kv_disk_loads_given_up"
 
@@ -179,16 +177,16 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
     # ---- told to others -----------------------------------------------------------------------------------------
 
     def take_events(self) -> Iterable[OffloadingEvent]:
-        for removed, keys in zip((True, False), reversed(self._keeper.take_events()), strict=True):
-            for start in range(0, len(keys), EVENT_KEYS):
-                yield OffloadingEvent(
-                    keys=[OffloadKey(key) for key in keys[start : start + EVENT_KEYS]],
-                    medium=self.medium,
-                    removed=removed,
-                    locality=self.locality,
-                    ownership=self.tier_type,
-                    removal_expected=True,
-                )
+        """A few in each step: what a disk held at the engine's start may be many."""
+        if (change := self._keeper.take_event()) is not None:
+            yield OffloadingEvent(
+                keys=[OffloadKey(key) for key in change.keys],
+                medium=self.medium,
+                removed=change.removed,
+                locality=self.locality,
+                ownership=self.tier_type,
+                removal_expected=True,
+            )
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:

@@ -8,7 +8,9 @@ tells the agent how the tier is, and never waits for the disk. Called by `engine
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from headrace_runtime.contract import KvReason, KvState
@@ -23,6 +25,8 @@ REPORT_SECONDS = 1.0
 LAST_RETRY_SECONDS = 30.0
 TOUCHES = 100_000
 """Blocks that wait to be leased, at most."""
+EVENT_KEYS = 1000
+"""Blocks that are told of at a time: to tell of all that a large disk holds in one step would hold up the engine."""
 
 
 class Store(Blocks, Protocol):
@@ -35,6 +39,14 @@ class Store(Blocks, Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Blocks that became readable on the disk, or that did and are not any more."""
+
+    removed: bool
+    keys: list[bytes]
+
+
 class Refused(Exception):  # noqa: N818 - an answer, not a fault
     """There is no store to be opened now. The message names no path of a node."""
 
@@ -44,7 +56,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class Keeper:
-    """`start` it once; `store` is None while there is none. `touch`, `take_events` and `store` are quick."""
+    """`start` it once; `store` is None while there is none. `touch`, `take_event` and `store` are quick."""
 
     def __init__(
         self,
@@ -60,8 +72,7 @@ class Keeper:
         self._state = KvState(ready=False, message="the store is being opened")
         self._mutex = threading.Lock()
         self._touched: dict[bytes, None] = {}
-        self._came: list[bytes] = []
-        self._went: list[bytes] = []
+        self._events: deque[Change] = deque()
         self._tried = threading.Event()
         self._closing = threading.Event()
         self._threads = [
@@ -81,17 +92,13 @@ class Keeper:
             if len(self._touched) + len(keys) <= TOUCHES:
                 self._touched.update(dict.fromkeys(keys))
 
-    def take_events(self) -> tuple[list[bytes], list[bytes]]:
-        """Keys of blocks that became readable, and of those that did and are not any more, since the last call."""
-        if not self._came and not self._went:
-            return [], []
-        with self._mutex:
-            came, went, self._came, self._went = self._came, self._went, [], []
-        return came, went
+    def take_event(self) -> Change | None:
+        """Of blocks that came or went, the next that nobody has been told of."""
+        return self._events.popleft() if self._events else None
 
     @property
     def has_events(self) -> bool:
-        return bool(self._came or self._went)
+        return bool(self._events)
 
     def state(self) -> KvState:
         store = self.store
@@ -136,10 +143,10 @@ class Keeper:
                 keys, self._touched = self._touched, {}
             store.touch([key for key in keys if key in store])
         came, went = store.events()
-        if self._wants_events and (came or went):
-            with self._mutex:
-                self._came += came
-                self._went += went
+        if self._wants_events:
+            for removed, keys in ((True, went), (False, came)):
+                for start in range(0, len(keys), EVENT_KEYS):
+                    self._events.append(Change(removed, keys[start : start + EVENT_KEYS]))
 
     def _report(self) -> None:
         told: KvState | None = None
