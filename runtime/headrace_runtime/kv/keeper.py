@@ -140,8 +140,8 @@ class Keeper:
     def _look_after(self, store: Store) -> None:
         if self._touched:
             with self._mutex:
-                keys, self._touched = self._touched, {}
-            store.touch([key for key in keys if key in store])
+                wanted, self._touched = self._touched, {}
+            store.touch([key for key in wanted if key in store])
         came, went = store.events()
         if self._wants_events:
             for removed, keys in ((True, went), (False, came)):
