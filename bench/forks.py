@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.engines import RUNTIME
 from headrace_runtime.engine.arguments import ZYGOTE, Command
+from headrace_runtime.node.sweep import sweep
 from local.engine import build
 
 
@@ -41,14 +42,16 @@ class Parent:
         os.killpg(group, signal.SIGKILL)
         while self._report("exited")["exited"] != group:
             continue  # one that ended by itself before
+        sweep()
 
     def close(self) -> None:
-        """End it and its engines."""
+        """End it and its engines, and what they leave in shared memory."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(60)
         self._process.stdout.close()
+        sweep()
 
     def _report(self, kind: str) -> dict[str, Any]:
         assert self._process.stdout

@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace_runtime.contract import KvDisk, KvState, KvTiers, Place, RoleName
 from headrace_runtime.kv import report
+from headrace_runtime.node.sweep import sweep
 from local.programs import wait_until
 from tests.runtime.engines import Server, Warm, command, end, up
 from tests.runtime.processes import free_port
@@ -93,9 +94,10 @@ class Run:
         assert status == 200, answer
 
     def kill(self) -> None:
-        """SIGKILL to all of it."""
+        """SIGKILL to all of it. What it leaves in shared memory is swept away, as an agent does it."""
         self.node.groups.remove(self.group)
         end(self.node.warm, self.group)
+        sweep()
 
 
 @contextmanager
@@ -110,6 +112,7 @@ def node(python: Path, folder: Path, model: Path, disk: KvDisk) -> Iterator[Node
         for group in made.groups:
             os.killpg(group, signal.SIGKILL)
         warm.close()
+        sweep()
 
 
 def prompt(seed: int) -> list[int]:
