@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from headrace_runtime.contract import KvReason
 from headrace_runtime.kv.budget import Budget
@@ -23,10 +23,13 @@ FOLDERS_BYTES: Final = 4 * PAGE
 HELD_BYTES: Final = 2 * PAGE
 """What the file that holds a folder may take once the disk was probed with it."""
 EXTENT_BYTES: Final = 256 * 1024**2
-EXTENTS: Final = 256
-"""Large stores have about so many, of more than EXTENT_BYTES each: every extent is an open file."""
+EXTENTS: Final = 128
+"""Large stores have about so many, of more than EXTENT_BYTES each: every extent is two open files."""
 FEWEST_EXTENTS: Final = 8
 """Small stores have at least so many, so that room can be given back in pieces."""
+
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -118,15 +121,16 @@ class Common:
         self.health.end(number)
         return True
 
-    def see_to(self, part: Part, work: Callable[[], None]) -> None:
-        """The same for work that memory may answer for a disk that is not well: it is done whatever is known of the
-        disk, its failure counts and its success does not."""
+    def see_to(self, part: Part, work: Callable[[], T]) -> T | None:
+        """For work that memory may answer for a disk that is not well: it is done whatever is known of the disk, its
+        failure counts, its success and its time do not. None: it failed."""
         number = self.health.begin(part, always=True)
         if number is None:
-            return
+            return None
         try:
-            work()
+            done = work()
         except OSError as error:
             self.health.failed(number, error)
-        else:
-            self.health.proved_nothing(number)
+            return None
+        self.health.proved_nothing(number)
+        return done

@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Literal
 
@@ -21,6 +22,8 @@ Part = Literal["read", "write", "grow"]
 
 HUNG_SECONDS: Final = 5.0
 """A call that has not come back by then: no other is begun."""
+UPKEEP_SECONDS: Final = 60.0
+"""The same for work that is many calls: a large store is opened in some seconds."""
 
 _REASONS: Final[dict[int | None, KvReason]] = {
     errno.ENOSPC: "DiskFull",
@@ -57,6 +60,15 @@ def describe(error: OSError) -> str:
     return f"{words} ({os.strerror(error.errno)})" if error.errno else words
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """An operation that has not come back."""
+
+    part: Part
+    at: float
+    hung_at: float
+
+
 class Health:
     """Thread-safe. `ticks` is a clock in seconds that never goes back."""
 
@@ -65,7 +77,7 @@ class Health:
         self._mutex = Lock()
         self._breakers: dict[Part, Breaker] = {"read": Breaker(), "write": Breaker(), "grow": Breaker()}
         self._messages: dict[Part, str] = {}
-        self._begun: dict[int, tuple[Part, float]] = {}
+        self._begun: dict[int, _Begun] = {}
         self._numbers = itertools.count()
 
     def lets_through(self, part: Part) -> bool:
@@ -83,17 +95,17 @@ class Health:
             if not always:
                 self._breakers[part] = self._breakers[part].trying(now)
             number = next(self._numbers)
-            self._begun[number] = (part, now)
+            self._begun[number] = _Begun(part, now, now + (UPKEEP_SECONDS if always else HUNG_SECONDS))
             return number
 
     def end(self, number: int, size: int = 0) -> None:
         """It went well, if it was quick enough for so many bytes."""
         with self._mutex:
-            part, began = self._begun.pop(number)
-            if is_slow(self._ticks() - began, size):
-                self._bad(part, "DiskSlow", _WORDS["DiskSlow"], lasting=False)
+            begun = self._begun.pop(number)
+            if is_slow(self._ticks() - begun.at, size):
+                self._bad(begun.part, "DiskSlow", _WORDS["DiskSlow"], lasting=False)
             else:
-                self._breakers[part] = self._breakers[part].went_well()
+                self._breakers[begun.part] = self._breakers[begun.part].went_well()
 
     def proved_nothing(self, number: int) -> None:
         """It went well, but would have on a disk that is not."""
@@ -103,7 +115,7 @@ class Health:
     def failed(self, number: int, error: OSError, *, lasting: bool = False) -> None:
         """`lasting`: nothing can be done until it goes well; else single errors are borne."""
         with self._mutex:
-            part, _ = self._begun.pop(number)
+            part = self._begun.pop(number).part
             if isinstance(error, BusyError):
                 return  # no fault of the disk's
             reason = reason_of(error)
@@ -128,7 +140,7 @@ class Health:
 
     def _find_hung(self, part: Part) -> bool:
         now = self._ticks()
-        hung = any(kind == part and now - began > HUNG_SECONDS for kind, began in self._begun.values())
+        hung = any(begun.part == part and now > begun.hung_at for begun in self._begun.values())
         if hung and not self._breakers[part].reason:
             self._bad(part, "DiskSlow", _WORDS["DiskSlow"], lasting=True)
         return hung

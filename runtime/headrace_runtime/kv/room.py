@@ -46,6 +46,12 @@ class Room:
             elif self._own_if_empty(*found):
                 return found
 
+    def give_back(self, slot: Slot) -> None:
+        """One that was claimed, and is still empty."""
+        extent, number = slot
+        extent.claims.disown(number)
+        self._c.index.free(extent, number)
+
     def drop(self, place: Place, *, evicts: bool = False) -> bool:
         """Empty a slot that nobody uses. True: it can be written to now. `evicts`: its block is good."""
         extent, slot = place.extent, place.slot
@@ -142,9 +148,10 @@ class Room:
         """Empty some slots, of the blocks that are the least worth keeping."""
         index = self._c.index
         busy = {extent.name: extent.claims.busy() for extent in index.extents()}
-        places = [place for place in index.places() if place.slot not in busy.get(place.extent.name, ())]
+        places = index.places()
         if len(places) > SAMPLE:
             places = random.sample(places, SAMPLE)
+        places = [place for place in places if place.slot not in busy.get(place.extent.name, ())]
         by_key = {place.entry.key: place for place in places}
         wanted = max(1, min(BATCH, len(places) // 50))
         freed = 0

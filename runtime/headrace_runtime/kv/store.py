@@ -134,19 +134,23 @@ class Store:
             raise ValueError(f"a key of {len(key)} bytes, a block of {len(view)}")
         if key in self._index:
             return True
+        if not self._health.lets_through("write"):
+            return False
+        slot = self._c.see_to("write", self._room.claim)
+        if slot is None:
+            return False
         number = self._health.begin("write")
         if number is None:
+            self._room.give_back(slot)
             return False
         try:
-            slot = self._room.claim()
-            if slot is not None:
-                self._write(slot, key, view, depth)
+            self._write(slot, key, view, depth)
         except OSError as error:
             self._health.failed(number, error)
             return False
         self._health.end(number, len(view))
-        self._count.stored += slot is not None
-        return slot is not None
+        self._count.stored += 1
+        return True
 
     def refresh(self) -> None:
         """See what other engines wrote or evicted, tell them what was used here, and look after the disk."""
