@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from headrace_runtime.models import record
-from headrace_runtime.models.cache import Cache, physical
+from headrace_runtime.models.cache import Cache
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.journal import Journal
 from headrace_runtime.models.listing import Address, Checksum, Remote
 from headrace_runtime.models.progress import Progress
+from headrace_runtime.models.trees import physical
 
 KEY, OTHER = "a" * 32, "b" * 32
 

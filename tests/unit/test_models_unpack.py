@@ -159,6 +159,6 @@ def test_a_file_of_the_model_may_not_stand_where_an_archive_put_a_link(tmp_path:
     unpacking = Unpacking(tree, lambda _: None, Progress())
     unpacking.unpack(tmp_path / "packed", "tar", "oci://x")
     with pytest.raises(UnsafePathError):
-        unpacking.claim("config/evil", "oci://x")
+        unpacking.adopt(tmp_path / "packed", "config/evil", "", "oci://x")
     with pytest.raises(FetchError):
-        unpacking.claim("config", "oci://x")
+        unpacking.adopt(tmp_path / "packed", "config", "", "oci://x")

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from headrace_runtime.models import fetching, http, record
-from headrace_runtime.models.cache import Cache, physical
+from headrace_runtime.models.cache import Cache
 from headrace_runtime.models.credentials import Credentials, basic_header
 from headrace_runtime.models.errors import CacheTooSmallError, CancelledError, FetchError
 from headrace_runtime.models.fetching import fetch
 from headrace_runtime.models.progress import Progress
+from headrace_runtime.models.trees import physical
 from local.programs import wait_until
 from tests.wire.model_servers import COMMIT, Files, HubHandler, folder, hub, serving, sums
 

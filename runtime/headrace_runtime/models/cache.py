@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from headrace_runtime.models.errors import CacheTooSmallError
 from headrace_runtime.models.record import File, Record, Stamp
 from headrace_runtime.models.room import Entry, leaving
 from headrace_runtime.models.transfer import disk_error
+from headrace_runtime.models.trees import is_folder, physical, remove_tree, sync, writable
 
 KEY = re.compile(r"[0-9a-f]{32}")
 OURS = re.compile(r"([0-9a-f]{32})(|\.partial|\.gone|\.lock|\.record\.json(?:\.\d+\.tmp)?)")
@@ -140,7 +140,7 @@ class Cache:
             for entry in going:
                 self._remove(entry.name.removesuffix(".partial"))
             partial = self.path / f"{key}.partial"
-            if not _is_folder(partial):
+            if not is_folder(partial):
                 remove_tree(partial)
                 partial.mkdir()
             scratch = partial / "plan.tmp"
@@ -180,8 +180,8 @@ class Cache:
         """Under its exclusive lock. The model is gone at once, whatever happens to us before its bytes are."""
         gone = self.path / f"{key}.gone"
         remove_tree(gone)
-        if _is_folder(folder := self.path / key):
-            _writable(folder).rename(gone)
+        if is_folder(folder := self.path / key):
+            writable(folder).rename(gone)
         remove_tree(folder)  # what is no folder
         record.path_of(self.path / key).unlink(missing_ok=True)
         remove_tree(gone)
@@ -197,7 +197,7 @@ class Cache:
                 continue
             try:
                 partial = self.path / f"{key}.partial"
-                fresh = _is_folder(partial) and self._clock() - self._used(key) < ABANDONED_SECONDS
+                fresh = is_folder(partial) and self._clock() - self._used(key) < ABANDONED_SECONDS
                 for scratch in self.path.glob(f"{key}.record.json.*.tmp"):
                     scratch.unlink(missing_ok=True)
                 remove_tree(self.path / f"{key}.gone")
@@ -235,7 +235,7 @@ class Cache:
 
     def _whole(self, key: str) -> bool:
         folder = self.path / key
-        return _is_folder(folder) and record.path_of(folder).is_file()
+        return is_folder(folder) and record.path_of(folder).is_file()
 
     def _touch(self, key: str) -> None:
         with suppress(OSError):
@@ -291,38 +291,8 @@ class Making:
         record.write(folder, Record(source, record.boot_id(), files, read_at))
         self.tree.rename(folder)
         folder.chmod(0o555)
-        _sync(self._cache.path)
+        sync(self._cache.path)
         remove_tree(self.folder)
-
-
-def physical(path: Path) -> int:
-    """Bytes on disk of everything below `path`, and of itself; 0 where there is none."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in (".", *names):
-            with suppress(OSError):  # going while we count
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512  # noqa: PTH118 - Path drops the dot
-    return total
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder of ours, read-only folders in it too, and no link's target. Raises OSError."""
-    if not _is_folder(folder):
-        folder.unlink(missing_ok=True)
-        return
-    for path, _, _ in os.walk(folder):
-        _writable(Path(path))
-    shutil.rmtree(folder)
-
-
-def _is_folder(path: Path) -> bool:
-    """Not so of a link to one: what it leads to is not ours."""
-    return path.is_dir() and not path.is_symlink()
-
-
-def _writable(folder: Path) -> Path:
-    folder.chmod(0o755)
-    return folder
 
 
 def _planned(partial: Path) -> int:
@@ -330,14 +300,6 @@ def _planned(partial: Path) -> int:
         return int(json.loads((partial / "plan.json").read_bytes())["total"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _too_small(need: int, limit: int, size: int | None, entries: list[Entry]) -> str:

@@ -42,7 +42,9 @@ def run(source: str, folder: Path, size_bytes: int | None, secret: Path | None, 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: progress.cancelled.set())
     with ThreadPoolExecutor(1) as threads:
-        work = threads.submit(_fetch, source, folder, size_bytes, Credentials.of(secret, environment), progress)
+        work = threads.submit(
+            lambda: fetch(source, Cache(folder, size_bytes), Credentials.of(secret, environment), progress)
+        )
         _show(work, progress)
     try:
         path = work.result()
@@ -57,10 +59,6 @@ def run(source: str, folder: Path, size_bytes: int | None, secret: Path | None, 
         click.echo(f"{known.source}: {len(known.files)} files", err=True)
     click.echo(path)
     return 0
-
-
-def _fetch(source: str, folder: Path, size_bytes: int | None, credentials: Credentials, progress: Progress) -> Path:
-    return fetch(source, Cache(folder, size_bytes), credentials, progress)
 
 
 def _show(work: Future[Path], progress: Progress) -> None:

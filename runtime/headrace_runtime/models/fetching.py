@@ -153,8 +153,7 @@ def _make(listing: Listing, making: Making, http: Http, progress: Progress) -> N
             unpacking.unpack(path, file.unpack, f"{listing.resolved}, {file.path}")
     for file, path, digest in zip(files, paths, digests, strict=True):
         if not file.unpack:
-            path.rename(unpacking.claim(file.path, listing.resolved))
-            unpacking.digests[file.path] = digest
+            unpacking.adopt(path, file.path, digest, listing.resolved)
     unpacking.finish(listing.resolved)
     making.commit(listing.resolved, unpacking.digests, read_at)
     log.info("fetched %s in %.1f s", listing.resolved, time.monotonic() - began)

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -167,7 +168,7 @@ def _layers(manifest: dict[str, Any], registry: Registry, name: str) -> Iterator
             )
         label = path if path and not unpack else f"layer {number}"
         checksum = Checksum("sha256", digest[7:])
-        yield Remote(label, size, lambda digest=digest: registry.blob(digest), checksum, unpack=unpack)  # type: ignore[misc]
+        yield Remote(label, size, partial(registry.blob, digest), checksum, unpack=unpack)
 
 
 def packed(kind: str, path: str | None, *, folder: bool, name: str) -> Literal["tar", "tar+gzip"] | None:

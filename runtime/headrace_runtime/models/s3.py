@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
@@ -118,5 +119,5 @@ def look(source: S3Source, credentials: Credentials) -> Listing:
         if key.endswith("/"):
             continue  # how some tools write down a folder
         path = key.rpartition("/")[2] if key == source.prefix else key[start:]
-        files.append(Remote(path, size, lambda key=key: bucket.address(key), etag=etag))  # type: ignore[misc]
+        files.append(Remote(path, size, partial(bucket.address, key), etag=etag))
     return listing(bucket.name, identity_of(bucket.name, files), files)

@@ -31,11 +31,12 @@ class Unpacking:
         self.digests: dict[str, str] = {}
         """SHA-256 in hex of each file that was made."""
 
-    def claim(self, path: str, whence: str) -> Path:
-        """Where a file of the model that is no archive's goes. Raises UnsafePathError, FetchError."""
+    def adopt(self, file: Path, path: str, digest: str, whence: str) -> None:
+        """Move a file that is in no archive to its place. Raises FetchError (UnsafePathError), OSError."""
         pure = safe_path(path, whence)
         self._enter(pure, "file", whence)
-        return self.folder / pure
+        file.rename(self.folder / pure)
+        self.digests[pure.as_posix()] = digest
 
     def unpack(self, archive: Path, kind: Literal["tar", "tar+gzip"], whence: str) -> None:
         """Raises FetchError (UnsafePathError, CacheTooSmallError), CancelledError."""
