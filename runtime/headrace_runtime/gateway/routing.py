@@ -129,8 +129,7 @@ def rank(need: Need, engines: Sequence[Engine], policy: Policy = "LeastLoaded", 
 
     - Only healthy, ready engines that are not draining; of the canary's revision where one is asked for.
     - Where a split is wanted, complete pairs come before engines without a partner. During a rollout that keeps long
-    prompts
-      on the revision that has both roles.
+      prompts on the revision that has both roles.
     - A prefill engine writes tokens only where no other is left: the role belongs to the request, not to the process.
     - An engine that failed is not asked again, unless it is the only one.
     - PrefixAware: a decode engine that holds most of a prompt is as good as a pair, if it costs no more.
