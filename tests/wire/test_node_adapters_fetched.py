@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from headrace_runtime.contract import Adapter, AdapterState, ModelCache
+from headrace_runtime.contract import Adapter, AdapterState, Model, ModelCache
 from headrace_runtime.engine.fake import FakeEngine
 from headrace_runtime.node.adapters import Adapters, Files, Routes
 from headrace_runtime.node.copies import Copies
@@ -51,6 +51,11 @@ def url(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+def copies_in(cache: Path) -> Copies:
+    """Those of the adapters of a model that is mounted."""
+    return Copies(Model(source="node:///m", served_name="m", cache=ModelCache(path=str(cache))))
+
+
 async def settled(tmp_path: Path, adapter: Adapter, engine: FakeEngine, copies: Copies | None) -> AdapterState:
     async with aiohttp.ClientSession() as session, asyncio.timeout(60):
         adapters = Adapters((adapter,), None, Routes(session, engine.url), Files(tmp_path, partial(locate, copies)))
@@ -64,7 +69,7 @@ async def settled(tmp_path: Path, adapter: Adapter, engine: FakeEngine, copies: 
 
 
 async def test_an_adapter_is_fetched_into_the_nodes_cache_and_loaded_from_there(tmp_path: Path, url: str) -> None:
-    copies = Copies(ModelCache(path=str(tmp_path / "cache")), None)
+    copies = copies_in(tmp_path / "cache")
     engine = FakeEngine()
     async with engine.serving():
         state = await settled(tmp_path, Adapter(name="legal", source=f"{url}/legal/"), engine, copies)
@@ -76,7 +81,7 @@ async def test_an_adapter_is_fetched_into_the_nodes_cache_and_loaded_from_there(
 
 @pytest.mark.parametrize("cached", [True, False])
 async def test_an_adapter_that_cannot_be_fetched_is_named(tmp_path: Path, url: str, cached: bool) -> None:
-    copies = Copies(ModelCache(path=str(tmp_path / "cache")), None) if cached else None
+    copies = copies_in(tmp_path / "cache") if cached else None
     engine = FakeEngine()
     async with engine.serving():
         state = await settled(tmp_path, Adapter(name="support", source=f"{url}/support/"), engine, copies)
