@@ -105,7 +105,7 @@ async def test_who_shares_changes_under_a_running_gateway(tmp_path: Path) -> Non
 async def test_the_canary_shares_with_no_key_of_its_name(tmp_path: Path) -> None:
     async with keyed(tmp_path, "serve-0") as w:
         (tmp_path / "headrace").write_text("headraces-secret")
-        await until(lambda: len(w.gateway._live.keys) == 3)
+        await until(lambda: len(w.gateway._live.keys) == 3, 60)
         await ask(w, "headrace")
         url = f"http://127.0.0.1:{w.gateway.admin_port}/canary"
         async with aiohttp.ClientSession() as client, client.post(url, json={"revision": "r1"}) as answer:
