@@ -28,7 +28,9 @@ class Files:
     """By path, without the first slash."""
     ranges: bool = True
     cut_after: int | None = None
-    """The connection is reset after so many bytes of a body."""
+    """The connection ends after so many bytes of a body."""
+    reset: bool = False
+    """It is reset then: what was still on its way is lost."""
     refuse: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
     """Statuses, with headers, that come before any real answer."""
     authorization: str | None = None
@@ -125,8 +127,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 files.hold.wait(30)
         if len(shown) < len(part):
             self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+            if files.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
 
 class Server(http.server.ThreadingHTTPServer):
