@@ -17,15 +17,19 @@ class Damage:
     folder: Path
     chance: random.Random
     done: Counter[str] = field(default_factory=Counter)
+    _files: list[Path] = field(default_factory=list)
+    """Those whose turn is still to come: then it is looked again for what there is."""
 
     def strike(self, kind: str | None = None) -> tuple[Path, int, int] | None:
         """Once, somewhere: the file, and the first byte and the one after the last that may have changed. None: there
         is no file, or it went away meanwhile."""
         kind = kind or self.chance.choices(list(KINDS), list(KINDS.values()))[0]
-        files = list(self.folder.rglob("*.kv"))
-        if not files:
+        if not self._files:
+            self._files = list(self.folder.rglob("*.kv"))
+            self.chance.shuffle(self._files)
+        if not self._files:
             return None
-        file = self.chance.choice(files)
+        file = self._files.pop()
         try:
             begin, end = getattr(self, f"_{kind.replace(' ', '_')}")(file, file.stat().st_size)
         except FileNotFoundError:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -145,7 +145,7 @@ def ours(folder: Path, size: int) -> Callable[[], Store]:
 def use(scene: Scene, row: int, seed: int) -> None:
     """Two threads that read what is there, compare it, and write what is not, until they are killed."""
     arm = scene.open()
-    journal = os.open(scene.journal(row), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    journal = os.open(scene.journal(row), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     threads = [threading.Thread(target=_use, args=(scene, arm, row, seed + each, journal)) for each in range(2)]
     for thread in threads:
         thread.start()
@@ -352,13 +352,14 @@ def run(options: Options) -> Report:
 
 def torture(folder: Path, scale: Scale) -> Report:
     limit = scale.keys * BLOCK // 6
+    fewer = replace(scale, kills=max(1, scale.kills // 10), damages=scale.damages // 10)
     for part in ("killed", "damaged", "common", "hit"):
         (folder / part).mkdir()
     evicting, common = folder / "damaged" / "store", folder / "common" / "store"
     parts = [
         killed(folder / "killed", scale),
         damaged("damaged, evicting", evicting, ours(evicting, limit), scale, limit),
-        damaged("common way, damaged", common, partial(RenameStore, common), scale, None),
+        damaged("common way, damaged", common, partial(RenameStore, common), fewer, None),
         hit(folder / "hit", scale),
     ]
     return report(scale, parts)

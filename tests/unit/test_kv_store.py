@@ -250,6 +250,21 @@ def test_a_damaged_block_is_dropped_counted_and_can_be_stored_again(node: Node) 
     assert read(store, 0) == block_of(0)
 
 
+def test_a_damaged_block_under_another_engines_lease_is_dropped_by_who_found_it(node: Node) -> None:
+    one, other = node.engine(), node.engine()
+    fill(one, range(1))
+    other.refresh()
+    other.touch([key_of(0)])
+    [file] = node.root.rglob("*.kv")
+    with file.open("r+b") as opened:
+        opened.seek(file.read_bytes().index(block_of(0)))
+        opened.write(b"\x00\x01\x02")
+    assert read(one, 0) is None
+    assert key_of(0) not in one
+    assert fill(one, range(1)) == [0]
+    assert read(one, 0) == block_of(0)
+
+
 def test_without_verification_data_is_served_as_it_is_but_entries_are_still_checked(node: Node) -> None:
     store = node.engine(settings=replace(SETTINGS, verify=False))
     fill(store, range(2))

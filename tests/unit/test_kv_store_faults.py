@@ -4,6 +4,7 @@ by itself."""
 import errno
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -26,14 +27,18 @@ def key_of(number: int) -> bytes:
 class Engine:
     """One store on a disk that can be broken, and a clock for both."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, settings: Settings = SETTINGS) -> None:
         self.now = 1e6
+        self.settings = settings
         self.root = root
         self.disk = FakeDisk()
         self.store = self.open()
 
     def open(self) -> Store:
-        return Store(self.root / "ns_chat", "0" * 32, SETTINGS, lambda: self.now, lambda: self.now, self.disk)
+        return Store(self.root / "ns_chat", "0" * 32, self.settings, lambda: self.now, lambda: self.now, self.disk)
+
+    def has_extent(self) -> bool:
+        return any(self.root.rglob("[0-9a-f]*.kv"))
 
     def put(self, number: int) -> bool:
         return self.store.put(key_of(number), DATA, depth=0)
@@ -127,6 +132,17 @@ def test_single_errors_are_misses_and_many_stop_the_reading(engine: Engine) -> N
     engine.wait()
     assert engine.says() == ""
     assert engine.get(19)
+
+
+def test_a_write_that_failed_costs_no_slot(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "node", replace(SETTINGS, size_bytes=SETTINGS.least_bytes))
+    engine.disk.fault = lambda call: OSError(errno.EIO, "injected") if call == "write" and engine.has_extent() else None
+    assert not engine.put(1)
+    engine.is_mended()
+    engine.wait()
+    assert engine.put(1)
+    assert engine.get(1)
+    engine.store.close()
 
 
 def test_a_slow_disk_is_left_alone_until_it_is_quick_again(engine: Engine) -> None:

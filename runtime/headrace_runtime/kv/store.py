@@ -147,6 +147,7 @@ class Store:
             self._write(slot, key, view, depth)
         except OSError as error:
             self._health.failed(number, error)
+            self._index.doubt(slot[0])  # the slot may be as free as it was
             return False
         self._health.end(number, len(view))
         self._count.stored += 1
@@ -198,8 +199,10 @@ class Store:
         self._c.litter.extend(self._index.add(Place(extent, slot, raw, entry, now, 0)))
 
     def _drop(self, place: Place) -> None:
+        """At least for ourselves, where another process has a lease of it."""
         place.extent.claims.end_lease(place.slot)
-        self._room.drop(place)
+        if not self._room.drop(place):
+            self._doubt(place)
 
     def _give_up(self, place: Place) -> None:
         """The block could not be read. On a disk that is otherwise well its slot is emptied: written anew, it may be
