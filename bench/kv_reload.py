@@ -45,6 +45,7 @@ ANSWER: Final = 8
 STORED_SECONDS: Final = 300.0
 START_SECONDS: Final = 300.0
 FIRST_TOKEN_ID, LAST_TOKEN_ID = 100, 40_000
+JSON: Final = {"content-type": "application/json"}
 COLUMNS = ("prompt tokens", "on disk", "computed, ms", "vLLM's fs tier, ms", "ours, ms", "fs ÷ ours", "computed ÷ ours")
 
 Kind = Literal["off", "fs", "ours"]
@@ -166,7 +167,7 @@ class Arm:
         connection = http.client.HTTPConnection("127.0.0.1", self._place.engine_port, timeout=300)
         began, first, text = time.perf_counter(), 0.0, ""
         try:
-            connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
+            connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}), JSON)
             answer = connection.getresponse()
             if answer.status != 200:
                 raise RuntimeError(f"the {self.kind} engine answers {answer.status}: {answer.read()!r}")
