@@ -125,7 +125,7 @@ def check(answer: BaseHTTPResponse, what: str, host: str) -> None:
         denied = f"{what}: {host} answered {status}: check {SECRET}, and whether it may read this"
         raise DeniedError(denied, answer.headers.get("WWW-Authenticate", ""))
     if status in (404, 410):
-        raise NotThereError(f"{what}: {host} answered {status}: there is no such thing, or it is not shown to us")
+        raise FetchError(f"{what}: {host} answered {status}: there is no such thing, or it is not shown to us")
     raise FetchError(f"{what}: {host} answered {status}")
 
 
@@ -136,10 +136,6 @@ class DeniedError(FetchError):
         super().__init__(message)
         self.challenge = challenge
         """The `WWW-Authenticate` header of the answer."""
-
-
-class NotThereError(FetchError):
-    """404 or 410."""
 
 
 def retry_after(text: str | None) -> float | None:
