@@ -225,7 +225,12 @@ def stop_api_server(cluster: "Cluster", _: str) -> Blow:
 def stop_dns(cluster: "Cluster", _: str) -> Blow:
     pods = cluster.dns_pods().values()
     pids = [pid for pod in pods for pid in processes_of(uid(pod)) if "coredns" in command_of(pid)[0]]
-    return _stopped("DNS", pids, cluster.all_serve)
+
+    def whole() -> bool:
+        # A server that hung is ended by its kubelet, and started anew.
+        return all(map(is_ready, cluster.dns_pods().values())) and cluster.all_serve()
+
+    return _stopped("DNS", pids, whole)
 
 
 def _stopped(what: str, pids: Sequence[int], whole: Callable[[], bool]) -> Blow:
