@@ -76,6 +76,7 @@ class Pod:
         options = [f"--{key.replace('_', '-')}={value}" for key, value in self._place.model_dump().items()]
         self._argv = [str(build.python()), "-m", "headrace_runtime", "node", f"--contract={file}", *options]
         self._log = folder / "pod.log"
+        """Of the agent, and through it of the engine."""
         self._life = ExitStack()
 
     def start(self) -> Start:
@@ -117,7 +118,7 @@ class Pod:
             "fetches": spent.get("FetchingWeights"),
             "verifies": spent.get("VerifyingWeights") if not forked else None,
             "imports": None if forked else _last(IMPORTED, self._log),
-            "loads": _last(LOADED, Path(self._place.run_dir) / "engine.log"),
+            "loads": _last(LOADED, self._log),
             "to a token": state.ready_seconds,
             "all": total,
         }
