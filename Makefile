@@ -98,6 +98,10 @@ test-chaos: install ## Engines and gateways killed under load, a few times (all 
 chaos: install ## Every fault of chaos/scenarios, many times (RUNS=n each), into docs/recovery.md; hours
 	$(BIN)/python -m chaos run --results docs/recovery.json $(if $(RUNS),--runs $(RUNS)) $(SCENARIOS) ; status=$$? ; $(BIN)/python -m chaos table && exit $$status
 
+.PHONY: sweep
+sweep: install ## The operator cut off at every write it makes, against a real API server (QUICK=1: a sample)
+	$(BIN)/python -m sweep run $(if $(QUICK),--quick) $(SCENARIOS)
+
 .PHONY: kv-torture
 kv-torture: install ## The store of KV blocks: writers killed, bits flipped, files cut, by the thousand (QUICK=1: a minute)
 	$(BIN)/python -m bench kv-torture $(if $(QUICK),--quick)
