@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         files, parts = self.files, urlsplit(self.path)
-        path = unquote(parts.path).lstrip("/")
+        path = self.path if parts.netloc else unquote(parts.path).lstrip("/")  # whole, where we are a proxy
         whole = f"{path}?{parts.query}" if parts.query else path
         files.requests.append((path, self.headers.get("Range", ""), self.headers.get("Authorization", "")))
         if files.refuse:

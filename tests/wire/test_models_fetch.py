@@ -181,6 +181,21 @@ def test_connections_are_used_again(server: str, files: Files, cache: Cache) -> 
     assert files.connections <= 20
 
 
+def test_a_server_that_goes_away_in_the_middle_is_named(files: Files, cache: Cache) -> None:
+    files.cut_after = 0
+    with serving(files) as url, pytest.raises(FetchError, match=r"the connection to 127\.0\.0\.1:\d+ broke"):
+        fetch(f"{url}/model/", cache, NOBODY, Progress())
+
+
+def test_proxies_of_the_environment_are_used(
+    server: str, files: Files, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.replace("http://", "http://jo:hun%20ter@"))
+    monkeypatch.setenv("no_proxy", "other.example")
+    files.bodies = {f"http://localhost:1/{path}": body for path, body in files.bodies.items()}
+    assert contents(fetch("http://localhost:1/model/", cache, NOBODY, Progress())) == BODIES
+
+
 def test_a_server_without_ranges_serves_whole_files(server: str, files: Files, cache: Cache) -> None:
     files.ranges = False
     assert contents(fetch(f"{server}/model/", cache, NOBODY, Progress())) == BODIES
@@ -217,6 +232,18 @@ def test_no_message_holds_a_secret(server: str, files: Files, cache: Cache) -> N
     with pytest.raises(FetchError) as caught:
         fetch(f"{server}/model/?sig=hunter2", cache, credentials, Progress())
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {credentials!r}"
+
+
+def test_no_log_holds_a_signed_address(
+    server: str, files: Files, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    files.bodies["blob"] = WEIGHTS
+    files.redirects["model/model.safetensors"] = f"{server}/blob?X-Amz-Signature=hunter2"
+    files.cut_after = 1_000_000
+    fetch(f"{server}/model/?sig=hunter2", cache, NOBODY, Progress())
+    assert "fetched" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_a_password_is_sent(server: str, files: Files, cache: Cache) -> None:

@@ -7,12 +7,13 @@ certificate authorities are those of the usual environment variables. What may b
 
 from __future__ import annotations
 
+import logging
 import random
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, Timeout
@@ -35,6 +36,8 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 UNWELL = frozenset({408, 425, 429, 500, 502, 503, 504})
 DENIED = frozenset({401, 403})
+# urllib3 logs whole addresses, where a redirect leads among them: what is signed in them is a secret.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 CLIENT = {"User-Agent": "headrace", "Accept-Encoding": "identity"}
 
 
@@ -97,7 +100,8 @@ class Http:
         if proxy is None:
             return PoolManager(num_pools=16, maxsize=self._connections, block=False)
         parts = urlsplit(proxy)
-        words = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password}") if parts.username else None
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+        words = urllib3.make_headers(proxy_basic_auth=login)
         return ProxyManager(proxy, proxy_headers=words, num_pools=16, maxsize=self._connections, block=False)
 
 

@@ -19,7 +19,7 @@ from threading import Condition, Event
 from urllib3 import BaseHTTPResponse
 
 from headrace_runtime.models.errors import BrokenError, CacheTooSmallError, CancelledError, FetchError
-from headrace_runtime.models.http import Http, mark, persist, plainly
+from headrace_runtime.models.http import Http, mark, persist
 from headrace_runtime.models.journal import Journal
 from headrace_runtime.models.listing import Remote
 from headrace_runtime.models.progress import Progress
@@ -162,8 +162,7 @@ class Transfer:
         with self._http.open(address, remote.path, headers) as answer:
             skip = _begins(answer, remote, at)
             left = None if piece.stop is None else piece.stop - at
-            with plainly(remote.path, "its server"):
-                self._relay(answer, skip, left, move)
+            self._relay(answer, skip, left, move)
 
     def _relay(self, answer: BaseHTTPResponse, skip: int, left: int | None, move: Callable[[memoryview], None]) -> None:
         """The body of `answer`, without its first `skip` bytes and up to `left` bytes, in large chunks to `move`.
