@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 from headrace_runtime.contract import Adapter, AdapterState, Engine, Integrity, Lora, Model, NodeContract, NodeState
 from headrace_runtime.engine.fake import FakeEngine, Script
 from headrace_runtime.mounted import ContractFile
-from headrace_runtime.node.adapters import RETRY_SECONDS, Adapters, Change, Files, LocateError, Routes, changes
+from headrace_runtime.node.adapters import RETRY_SECONDS, Adapters, Files, LocateError
+from headrace_runtime.node.lora import Change, Routes, changes
 from headrace_runtime.node.metrics import StateCollector
 from headrace_runtime.node.weights import Progress
 

@@ -14,8 +14,9 @@ import pytest
 
 from headrace_runtime.contract import Adapter, AdapterState, Model, ModelCache
 from headrace_runtime.engine.fake import FakeEngine
-from headrace_runtime.node.adapters import Adapters, Files, Routes
+from headrace_runtime.node.adapters import Adapters, Files
 from headrace_runtime.node.copies import Copies
+from headrace_runtime.node.lora import Routes
 from headrace_runtime.node.serve import locate
 from headrace_runtime.node.weights import folder_digest
 

@@ -11,19 +11,16 @@ and other bytes have another. Run by `agent.py`, which asks for `states` and `pe
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
-
 from headrace_runtime.contract import Adapter, AdapterState, Integrity, NodeContract, WeightsState
 from headrace_runtime.mounted import UNREADABLE, ContractFile, brief, mark
 from headrace_runtime.node import weights
-from headrace_runtime.node.readiness import UNREACHABLE
+from headrace_runtime.node.lora import Change, Routes, changes
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,6 @@ RETRY_SECONDS = 30.0
 SETTLED_SECONDS = 15.0
 """Between two questions to an engine that serves what it should."""
 FOLDER = "adapters"
-MESSAGE_LENGTH = 200
 
 READ_AT_ONCE = 2
 
@@ -44,29 +40,6 @@ says."""
 
 class LocateError(Exception):
     """The adapter's files cannot be had. The message is fit for a status."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One call to the engine."""
-
-    name: str
-    path: str | None
-    """None: unload it."""
-
-
-def changes(wanted: Mapping[str, str | None], served: Mapping[str, str]) -> list[Change]:
-    """What makes an engine that has `served` (path by name) serve `wanted`. None: not there yet, and left as it is.
-
-    A replaced adapter is unloaded first, and not loaded in its place: in vLLM requests under way would go on with the
-    new weights upon KV blocks of the old.
-    """
-    found = [Change(name, None) for name in served if name not in wanted]
-    for name, path in wanted.items():
-        if path is not None and served.get(name) != path:
-            found += [Change(name, None)] if name in served else []
-            found.append(Change(name, path))
-    return found
 
 
 def fault(state: WeightsState, integrity: Integrity) -> str:
@@ -108,33 +81,6 @@ class Refusal:
     path: str
     problem: str
     at: float
-
-
-class Routes:
-    """The engine's HTTP for adapters. Clients never reach these routes: `gateway/request.py` lists what they may."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session, self._url = session, url
-
-    async def served(self) -> dict[str, str] | None:
-        """Path by name. None: the engine gives no answer."""
-        try:
-            async with self._session.get(f"{self._url}/v1/models", timeout=aiohttp.ClientTimeout(5)) as answer:
-                cards = (await answer.json())["data"] if answer.status == 200 else None
-            return None if cards is None else {card["id"]: card["root"] for card in cards if card.get("parent")}
-        except (*UNREACHABLE, ValueError, KeyError, TypeError):
-            return None
-
-    async def apply(self, change: Change) -> str:
-        """Returns what went wrong, empty if nothing did."""
-        verb = "unload" if change.path is None else "load"
-        body = {"lora_name": change.name} | ({} if change.path is None else {"lora_path": change.path})
-        url, patience = f"{self._url}/v1/{verb}_lora_adapter", aiohttp.ClientTimeout(60)
-        try:
-            async with self._session.post(url, json=body, timeout=patience) as answer:
-                return "" if answer.status == 200 else f"the engine refused it: {_said(await answer.read())}"
-        except UNREACHABLE as error:
-            return f"the engine gave no answer: {type(error).__name__}"
 
 
 @dataclass(frozen=True)
@@ -341,12 +287,3 @@ def path_of(state: WeightsState) -> str:
     """Where an engine finds the files that were read."""
     assert state.digest is not None
     return f"~/{FOLDER}/{state.digest.removeprefix('sha256:')}"
-
-
-def _said(body: bytes) -> str:
-    """The message in an error of the engine, short and on one line."""
-    try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = "it does not say why"
-    return " ".join(str(message).split())[:MESSAGE_LENGTH]

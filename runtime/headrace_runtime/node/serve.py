@@ -16,11 +16,12 @@ from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.mounted import ContractFile
 from headrace_runtime.node import http, sweep, weights
-from headrace_runtime.node.adapters import Adapters, Files, LocateError, Routes
+from headrace_runtime.node.adapters import Adapters, Files, LocateError
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.copies import Copies, is_fetched
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
+from headrace_runtime.node.lora import Routes
 from headrace_runtime.node.output import Output
 from headrace_runtime.node.preflight import installed, lacks, loader_version
 from headrace_runtime.node.process import Children
