@@ -15,6 +15,7 @@ BENCHES = {
     "burst": "10,000 connections, and their requests, at once, while a few streams are relayed (simulated engine)",
     "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
     "coldstart": "What a start of an engine costs: first pod of a node, second, after a crash, page cache warm or not",
+    "eviction": "Which KV blocks are evicted, on a trace, against LRU, S3-FIFO, ARC, 2Q and Belady (simulated)",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
     "kv-reload": "KV blocks from disk after a restart, against computing them and vLLM's own disk tier; cost of a miss",
