@@ -2,8 +2,8 @@
 
 Level-triggered: reads the contract again when its file has changed, asks the engine what it serves, and does what is
 missing. Nothing here ends or delays an engine: an adapter that cannot be served is named in the agent's state, with the
-reason, and tried again now and then. Its folder is read whole before each load, so that a restarted engine gets no
-other bytes than the first one.
+reason, and tried again now and then. Its folder is read whole before an engine gets it, so that a restarted one gets no
+other bytes than the first.
 
 An adapter is loaded by a link that is named after its content, `~/adapters/DIGEST`. vLLM keys KV blocks by an adapter's
 name and by its path as it was given, `~` and all: the same bytes have the same key in every engine, wherever they lie,
@@ -30,7 +30,6 @@ RETRY_SECONDS = 30.0
 SETTLED_SECONDS = 15.0
 """Between two questions to an engine that serves what it should."""
 FOLDER = "adapters"
-
 READ_AT_ONCE = 2
 
 Locate = Callable[[Adapter, weights.Progress], Path]
