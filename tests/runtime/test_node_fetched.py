@@ -11,7 +11,6 @@ from headrace_runtime.contract import ModelCache as Cache
 from tests import models
 from tests.runtime.processes import Process, fetch, node_contract, place, tree
 
-
 LIMIT = 270.0
 """Seconds that a step may take where others have the processors."""
 
