@@ -395,6 +395,23 @@ def test_deployments_of_a_node_share_its_budget(node: Node) -> None:
     assert measure(Disk(), node.root).physical <= 1200 * KIB
 
 
+def test_deployments_with_their_shares_leave_each_other_alone(node: Node) -> None:
+    shared = replace(SETTINGS, node_size_bytes=1200 * KIB)
+    stores = [node.engine(settings=shared, deployment=name) for name in ("ns_first", "ns_second", "ns_third")]
+    for turn in range(6):
+        for store in stores:
+            fill(store, range(turn * 30, turn * 30 + 30))
+            store.refresh()
+    before = {path.name for path in node.root.rglob("*.kv")}
+    for turn in range(6, 12):
+        for store in stores:
+            node.now += 10
+            fill(store, range(turn * 30, turn * 30 + 30))
+            store.refresh()
+    assert {path.name for path in node.root.rglob("*.kv")} == before
+    assert all(store.state().blocks > 5 for store in stores)
+
+
 def test_other_files_in_the_folder_count_and_are_left_alone(node: Node) -> None:
     store = node.engine()
     (node.root / "ns_chat" / "notes").write_bytes(os.urandom(600 * KIB))

@@ -63,7 +63,7 @@ def changes_of_work(tmp_path: Path) -> int:
     return disk.changes
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_death_at_any_write_loses_no_other_block_and_serves_no_wrong_one(tmp_path: Path, step: int) -> None:
     total = changes_of_work(tmp_path / "whole")
@@ -92,7 +92,7 @@ def test_a_death_at_any_write_loses_no_other_block_and_serves_no_wrong_one(tmp_p
             after.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_after_a_power_cut_what_was_not_synced_is_missing_and_never_wrong(tmp_path: Path) -> None:
     kept = []
     for seed in range(8):
@@ -243,7 +243,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> type[SharedStore]:
     return InFolder
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_two_engines_behave_as_a_dictionary_that_forgets(shared: type[SharedStore], examples: int) -> None:
     given = settings(

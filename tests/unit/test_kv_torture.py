@@ -72,7 +72,7 @@ def test_without_files_nothing_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_store_survives_a_little_of_the_torture(tmp_path: Path) -> None:
     found = torture(tmp_path, Scale(kills=5, damages=150, keys=150))
     assert found.ok, [check for check in found.checks if not check.ok]

@@ -93,9 +93,9 @@ class Index:
     @_alone
     def part(self, extent: Extent) -> None:
         """Forget an extent and its blocks."""
-        table = self._tables.pop(extent.name)
+        table = self._tables.pop(extent.name, None)
         self._open.pop(extent.name, None)
-        for place in table.places.values():
+        for place in table.places.values() if table else ():
             self._forget(place)
 
     @_alone

@@ -18,6 +18,7 @@ from typing import Final
 from headrace_runtime.kv.budget import measure
 from headrace_runtime.kv.disk import Disk
 from headrace_runtime.kv.extent import NAME, UNFINISHED, remove
+from headrace_runtime.kv.layout import charge
 
 HELD: Final = "held"
 IDENTITY: Final = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
@@ -116,12 +117,18 @@ def deployment_gives_way(disk: Disk, own: Path, limit: int) -> bool:
 
 
 def _share_out(disk: Disk, own: Path, live: list[Path], limit: int) -> bool:
-    """Who has most gives, if it has more than its share, and `own` has less."""
-    share = limit // (len(live) + 1)
-    if measure(disk, own).charged >= share:
-        return False
+    """Who has most gives, if it has more than its share, and `own` has less. Afterwards `own` must not have more than
+    who gave: else both would take the same bytes from each other for ever."""
+    share, own_bytes = limit // (len(live) + 1), measure(disk, own).charged
     used = sorted(((measure(disk, folder).charged, folder) for folder in live), reverse=True)
-    return any(size > share and remove_one(disk, _folders(disk, folder)) for size, folder in used)
+    for size, folder in used:
+        if own_bytes >= share or size <= share:
+            return False
+        for path in extents(disk, _folders(disk, folder)):
+            moved = charge(path.lstat().st_size)
+            if size - moved >= own_bytes + moved and remove(disk, path):
+                return True
+    return False
 
 
 def _folders(disk: Disk, folder: Path) -> list[Path]:

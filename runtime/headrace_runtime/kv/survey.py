@@ -10,6 +10,7 @@ from functools import partial
 from threading import Lock
 from typing import Final
 
+from headrace_runtime.kv.budget import BusyError
 from headrace_runtime.kv.common import Common
 from headrace_runtime.kv.extent import NAME, Extent, remove
 from headrace_runtime.kv.layout import EMPTY
@@ -65,8 +66,8 @@ class Survey:
     def _tried(self, name: str, work: Callable[[], None]) -> list[OSError]:
         try:
             work()
-        except FileNotFoundError:
-            return []  # another process removed it
+        except (FileNotFoundError, BusyError):
+            return []  # another process removed it, or is about to: the next look will tell
         except OSError as error:
             self._unreadable.add(name)
             return [error]

@@ -129,6 +129,9 @@ class Upkeep:
             self._survey.try_again()
 
     def _find_free(self) -> None:
+        """An extent could be added: it is known what there is, and the disk has room."""
+        self._c.budget.node_room()
+        self._c.bytes_used = self._c.budget.used()
         least = charge(Geometry(self._c.settings.block_bytes, 1).file_bytes)
         if self._c.disk.free_bytes(self._c.folder) < least:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
