@@ -330,8 +330,8 @@ def write(plan: Plan, report: Report) -> None:
         f"an unseen prompt with its {ANSWER} tokens, ours ÷ computed: "
         f"{median(told.whole['ours'] for told in plan.misses) / median(told.whole['off'] for told in plan.misses):.3f}",
         *_losing(plan),
-        f"{rounded} of {len(everything)} answers differ from the computing engine's: a prompt that is computed in other "
-        "pieces is rounded in other places, with either tier",
+        f"{rounded} of {len(everything)} answers differ from the computing engine's: a prompt that is computed in "
+        "other pieces is rounded in other places, with either tier",
     ]
     report.checks += [
         _gate("ours", everything),
