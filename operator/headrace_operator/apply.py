@@ -74,8 +74,9 @@ def needed(desired: Object, observed: Object | None) -> bool:
 
 
 def relabel(desired: Object, observed: Object) -> Object:
-    """What is applied to a pod that exists: our metadata, and its own spec as it stands."""
-    return desired | {"spec": observed["spec"], "metadata": desired["metadata"]}
+    """What is applied to a pod that exists: our metadata, and its own spec as it stands. With its uid, since an apply
+    makes what is not there: one that went meanwhile would come back, on its old node and past the plan."""
+    return desired | {"spec": observed["spec"], "metadata": desired["metadata"] | {"uid": observed["metadata"]["uid"]}}
 
 
 async def apply_and_prune(

@@ -238,6 +238,30 @@ async def test_labels_that_were_taken_from_a_pod_come_back_without_touching_its_
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]
 
 
+async def test_a_pod_that_goes_while_it_is_looked_at_does_not_come_back_by_a_label(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.apply(Sample().serve())
+    await stage.settle()
+    (pod,) = (state.pod for state in stage.runtime.states.values())
+    path = POD.path(stage.namespace, pod)
+    body = {"metadata": {"labels": {names.ROLE: "other"}}}
+    await stage.cluster._call("PATCH", path, None, body, content_type="application/merge-patch+json")
+    listed = stage.cluster.list_owned
+
+    async def and_gone(ref: Ref) -> list[Object]:
+        found = await listed(ref)
+        await stage.cluster._call("DELETE", path, {"gracePeriodSeconds": "0"})
+        return found
+
+    monkeypatch.setattr(stage.cluster, "list_owned", and_gone)
+    assert f"PATCH pods/{pod}" not in await stage.reconcile()
+    assert await stage.cluster.get(POD, stage.namespace, pod) is None
+    monkeypatch.undo()
+    await stage.settle()
+    assert (await stage.judged(c.READY))["status"] == "True"
+
+
 async def test_a_change_of_role_is_one_write_to_one_pod_and_leaves_its_spec_alone(stage: Stage) -> None:
     def sample(prefill: int, decode: int) -> Sample:
         return Sample().split(prefill, decode).set("disaggregation", {"roleChange": {"enabled": True}})

@@ -6,6 +6,7 @@ import pytest
 
 from headrace_operator import names
 from headrace_operator.api import conditions as c
+from headrace_operator.cluster.fake import Call
 from headrace_operator.state import CanaryAnswer
 from headrace_operator.testing import DIGEST, Sample, Scene
 
@@ -138,6 +139,24 @@ async def test_children_that_somebody_changed_or_deleted_are_put_right() -> None
     assert ("patch", "Service") in [(w.verb, w.kind) for w in writes]
     assert scene.cluster.objects["Service", "demo", "chat"]["spec"]["selector"][names.COMPONENT] == "gateway"
     assert ("Deployment", "demo", "chat-gateway") in scene.cluster.objects
+
+
+async def test_a_pod_that_goes_while_its_labels_are_put_right_is_not_made_anew_from_its_old_spec() -> None:
+    scene = await ready(Sample().serve())
+    (pod,) = scene.pods()
+    obj = scene.cluster.objects["Pod", "demo", pod]
+    scene.cluster.put(obj | {"metadata": obj["metadata"] | {"labels": {**obj["metadata"]["labels"], names.ROLE: "x"}}})
+
+    def gone(call: Call) -> None:
+        if (call.verb, call.name) == ("patch", pod):
+            scene.cluster.before = lambda call: None
+            scene.cluster.remove("Pod", "demo", pod)
+
+    scene.cluster.before = gone
+    look = await scene.reconcile()
+    assert (scene.pods(), look.retry) == ([], True)
+    await scene.settle()
+    assert scene.condition(c.READY) == "True"
 
 
 async def test_a_new_revision_comes_up_beside_the_old_one_and_both_roles_roll_together() -> None:

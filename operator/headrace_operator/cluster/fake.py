@@ -103,6 +103,9 @@ class FakeCluster:
         self._record("patch", key[0], key[2])
         kind_of(obj)
         current = self.objects.get(key)
+        uid = obj["metadata"].get("uid")
+        if uid is not None and (current is None or current["metadata"]["uid"] != uid):
+            raise Conflict(f"PATCH {key[2]}", 409, "Conflict", f"uid mismatch: no object of uid {uid}")
         if current is None:
             self._applied[key] = copy.deepcopy(obj)
             return self.put(obj)
