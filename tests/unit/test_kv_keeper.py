@@ -32,10 +32,10 @@ class Shelf:
     def get(self, key: bytes, into: memoryview) -> bool:
         return False
 
-    def put(self, key: bytes, block: memoryview, depth: int) -> bool:
+    def put(self, key: bytes, block: memoryview, depth: int, at: float | None = None) -> bool:
         return False
 
-    def touch(self, keys: Iterable[bytes]) -> None:
+    def touch(self, keys: Iterable[bytes], at: float | None = None) -> None:
         self.touched += keys
 
     def refresh(self) -> None:
@@ -116,15 +116,15 @@ def test_a_disk_that_hangs_while_it_is_opened_holds_start_up_only_so_long() -> N
 def test_blocks_that_requests_wait_for_are_leased_and_unknown_ones_are_not() -> None:
     shelf = Shelf()
     with keeping(lambda: shelf) as keeper:
-        keeper.touch([b"a", b"unknown", b"b"])
+        keeper.touch([b"a", b"unknown", b"b"], 1.0)
         until(lambda: shelf.touched == [b"a", b"b"])
 
 
 def test_more_blocks_than_can_wait_are_not_leased() -> None:
     shelf = Shelf()
     with keeping(lambda: shelf) as keeper:
-        keeper.touch([b"%d" % number for number in range(TOUCHES + 1)])
-        keeper.touch([b"a"])
+        keeper.touch([b"%d" % number for number in range(TOUCHES + 1)], 1.0)
+        keeper.touch([b"a"], 1.0)
         until(lambda: shelf.touched == [b"a"])
 
 

@@ -448,3 +448,19 @@ def test_two_engines_that_store_the_same_block_keep_one_of_it(node: Node) -> Non
     assert [read(one, number) == read(other, number) == block_of(number) for number in range(5)] == [True] * 5
     tables = b"".join(file.read_bytes() for file in node.root.rglob("*.kv"))
     assert [tables.count(key_of(number)) for number in range(5)] == [1] * 5
+
+
+def test_blocks_of_one_request_are_known_by_when_it_came_and_count_it_once(node: Node) -> None:
+    node.now = 1000.0
+    store = node.engine()
+    for number in range(3):
+        assert store.put(key_of(number), block_of(number), depth=number, at=990.0)
+    for _ in range(5):
+        store.touch([key_of(0), key_of(1)], 995.0)
+    store.touch([key_of(0)], 992.0)
+    places = [store._index.get(key_of(number)) for number in range(3)]
+    assert [(place.entry.created, place.used, place.uses) for place in places if place] == [
+        (990.0, 995.0, 1),
+        (990.0, 995.0, 1),
+        (990.0, 990.0, 0),
+    ]

@@ -40,7 +40,7 @@ class Memory:
         into[:] = block
         return True
 
-    def put(self, key: bytes, block: memoryview, depth: int) -> bool:
+    def put(self, key: bytes, block: memoryview, depth: int, at: float | None = None) -> bool:
         copy = bytes(block)
         self._wait()
         self.blocks[key], self.depths[key] = copy, depth

@@ -84,8 +84,8 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
         per_chunk = offloading_spec.blocks_per_chunk
         self._tokens = {group.group_id: group.tokens_per_block * per_chunk for group in config.groups}
         self._looked_up = self._found = 0
-        self._hits: list[OffloadKey] = []
-        """Blocks that requests of this step need."""
+        self._hits: dict[OffloadKey, float] = {}
+        """Blocks that requests of this step need, and when the requests came."""
         self._failed: dict[OffloadKey, float] = {}
         self._loads: dict[int, TransferJob] = {}
         self._told = (0, 0)
@@ -117,11 +117,11 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
         if store is None or not self._usable or key not in store or self._failed.get(key, 0.0) > time.monotonic():
             return LookupResult.MISS
         self._found += 1
-        self._hits.append(key)
+        self._hits[key] = came(req_context)
         return LookupResult.HIT
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._keeper.touch(keys)
+        self._keeper.touch(keys, came(req_context))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return RequestOffloadingContext()
@@ -135,7 +135,7 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
     def submit_store(self, job_metadata: TransferJob) -> None:
         keys, context = list(job_metadata.keys), job_metadata.req_context
         depths = [self._depth(key, context) for key in keys]
-        self._transfers.store(job_metadata.job_id, keys, self._places(job_metadata), depths)
+        self._transfers.store(job_metadata.job_id, keys, self._places(job_metadata), depths, came(context))
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         results = []
@@ -160,8 +160,9 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         self._usable = not self._transfers.hanging
         if self._hits:
-            self._keeper.touch(self._hits)
-            self._hits = []
+            hits, self._hits = self._hits, {}
+            for at in set(hits.values()):
+                self._keeper.touch([key for key in hits if hits[key] == at], at)
 
     def drain_jobs(self) -> None:
         self._transfers.settle()
@@ -231,6 +232,18 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
 
 class Asked(set[OffloadKey]):
     """Blocks that a request was looked up for: it is asked again in every step until it can run."""
+
+
+class Came(float):
+    """When a request came, by the wall clock: all its blocks count as used then, and eviction knows them together."""
+
+
+def came(context: ReqContext) -> float:
+    at = context.get_state(Came)
+    if at is None:
+        at = Came(time.time())
+        context.set_state(at)
+    return float(at)
 
 
 def geometry_of(spec: OffloadingSpec, size: int, hashing: str) -> Geometry:

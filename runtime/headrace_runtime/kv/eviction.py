@@ -196,15 +196,15 @@ GHOSTS: Final = 100_000
 
 class Ghosts:
     """What is remembered of blocks that were evicted: a conversation that comes back too late has had its turns all the
-    same. Not thread-safe; lost with the process, which costs a few turns of worse choices."""
+    same. Thread-safe, as single dictionary operations are. Lost with the process: choices are worse for a while."""
 
     def __init__(self, most: int = GHOSTS) -> None:
         self._most = most
         self._gone: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
 
     def remember(self, block: Block) -> None:
+        self._gone.pop(block.key, None)
         self._gone[block.key] = (block.created, block.uses)
-        self._gone.move_to_end(block.key)
         if len(self._gone) > self._most:
             self._gone.popitem(last=False)
 

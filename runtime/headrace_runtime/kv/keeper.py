@@ -8,7 +8,7 @@ tells the agent how the tier is, and never waits for the disk. Called by `engine
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,7 +32,7 @@ EVENT_KEYS = 1000
 class Store(Blocks, Protocol):
     """What is needed of `kv/store.py` beyond its blocks. All of it may wait for the disk but `state`."""
 
-    def touch(self, keys: Iterable[bytes]) -> None: ...
+    def touch(self, keys: Iterable[bytes], at: float | None = None) -> None: ...
     def refresh(self) -> None: ...
     def events(self) -> tuple[list[bytes], list[bytes]]: ...
     def state(self) -> KvState: ...
@@ -71,7 +71,7 @@ class Keeper:
         self.store: Store | None = None
         self._state = KvState(ready=False, message="the store is being opened")
         self._mutex = threading.Lock()
-        self._touched: dict[bytes, None] = {}
+        self._touched: dict[bytes, float] = {}
         self._events: deque[Change] = deque()
         self._tried = threading.Event()
         self._closing = threading.Event()
@@ -86,11 +86,11 @@ class Keeper:
             thread.start()
         self._tried.wait(wait_seconds)
 
-    def touch(self, keys: Collection[bytes]) -> None:
-        """Requests that wait will need these blocks: they are not to be evicted meanwhile."""
+    def touch(self, keys: Collection[bytes], at: float) -> None:
+        """A request that came at that time needs these blocks: they are not to be evicted meanwhile."""
         with self._mutex:
             if len(self._touched) + len(keys) <= TOUCHES:
-                self._touched.update(dict.fromkeys(keys))
+                self._touched.update(dict.fromkeys(keys, at))
 
     def take_event(self) -> Change | None:
         """Of blocks that came or went, the next that nobody has been told of."""
@@ -141,7 +141,12 @@ class Keeper:
         if self._touched:
             with self._mutex:
                 wanted, self._touched = self._touched, {}
-            store.touch([key for key in wanted if key in store])
+            moments: defaultdict[float, list[bytes]] = defaultdict(list)
+            for key, at in wanted.items():
+                if key in store:
+                    moments[at].append(key)
+            for at, keys in moments.items():
+                store.touch(keys, at)
         came, went = store.events()
         if self._wants_events:
             for removed, keys in ((True, went), (False, came)):

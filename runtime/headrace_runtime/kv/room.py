@@ -6,22 +6,22 @@ answered by eviction: a disk that is full can still be used as far as it is ours
 
 import errno
 import os
-import random
 import secrets
+from random import Random
 from threading import Lock
 from typing import Final
 
 from headrace_runtime.kv import neighbours
 from headrace_runtime.kv.common import FEWEST_EXTENTS, HELD_BYTES, MEASURE_SECONDS, Common
-from headrace_runtime.kv.eviction import ORDERS, Block
+from headrace_runtime.kv.eviction import ORDERS, Block, Ghosts, whole_prompts
 from headrace_runtime.kv.extent import Extent
 from headrace_runtime.kv.index import Place, Slot
 from headrace_runtime.kv.layout import EMPTY, Geometry, charge, largest_geometry
 from headrace_runtime.kv.survey import Survey
 
 SAMPLE: Final = 8192
-"""An order is asked about no more blocks than these, drawn by chance: sorting all of a large store would hold the
-interpreter, and with it the engine's scheduler, for a second."""
+"""An order is asked about so many blocks at most, more or less, of prompts drawn by chance: sorting all of a large
+store would hold the interpreter, and with it the engine's scheduler, for a second."""
 BATCH: Final = 64
 """Blocks that are evicted at a time, at most; at most a fiftieth of those there are."""
 
@@ -33,6 +33,8 @@ class Room:
         self._c = common
         self._survey = survey
         self._order = ORDERS[common.settings.eviction]
+        self.ghosts = Ghosts()
+        self._chance = Random(secrets.randbits(64))  # noqa: S311 - which prompts are looked at is no secret
         self._mine = secrets.randbits(32)
         self._making = Lock()
 
@@ -150,7 +152,8 @@ class Room:
         busy = {extent.name: extent.claims.busy() for extent in index.extents()}
         places = index.places()
         if len(places) > SAMPLE:
-            places = random.sample(places, SAMPLE)
+            drawn = whole_prompts([place.used for place in places], SAMPLE, self._chance)
+            places = [place for place in places if place.used in drawn]
         places = [place for place in places if place.slot not in busy.get(place.extent.name, ())]
         by_key = {place.entry.key: place for place in places}
         wanted = max(1, min(BATCH, len(places) // 50))
@@ -158,7 +161,9 @@ class Room:
         for block in self._order([_block(place) for place in places], self._c.clock()):
             if freed == wanted:
                 break
-            freed += self.drop(by_key[block.key], evicts=True)
+            if self.drop(by_key[block.key], evicts=True):
+                self.ghosts.remember(block)
+                freed += 1
         return freed > 0
 
 

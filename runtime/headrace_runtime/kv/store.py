@@ -77,13 +77,15 @@ class Store:
         self._count.found += 1
         return True
 
-    def touch(self, keys: Iterable[bytes]) -> None:
-        """These blocks are wanted: they count as used now, and no process of the node evicts them for LEASE_SECONDS."""
+    def touch(self, keys: Iterable[bytes], at: float | None = None) -> None:
+        """These blocks are wanted: no process of the node evicts them for LEASE_SECONDS. They count as used when the
+        request came that wants them, `at` by the clock, however often it is touched for; None: now."""
         now, until = self._c.clock(), self._c.ticks() + LEASE_SECONDS
+        used = now if at is None else min(at, now)
         for key in keys:
             place = self._index.get(key)
-            if place is not None and place.extent.claims.lease(place.slot, until):
-                place.used, place.uses = now, place.uses + 1
+            if place is not None and place.extent.claims.lease(place.slot, until) and (used > place.used or at is None):
+                place.used, place.uses = used, place.uses + 1
                 self._upkeep.note_use(place)
 
     def events(self) -> tuple[list[bytes], list[bytes]]:
@@ -126,9 +128,10 @@ class Store:
         self._count.loaded += loaded
         return loaded
 
-    def put(self, key: bytes, block: Buffer, depth: int) -> bool:
-        """Write a block; `depth` is its place in its prompt, counted in blocks. True: it can be read from now on, or
-        could already. False: there is no room for it, or the disk is not well."""
+    def put(self, key: bytes, block: Buffer, depth: int, at: float | None = None) -> bool:
+        """Write a block; `depth` is its place in its prompt, counted in blocks, and `at` when the request came that it
+        is of, by the clock; None: now. True: it can be read from now on, or could already. False: there is no room for
+        it, or the disk is not well."""
         view = memoryview(block).cast("B")
         if not 0 < len(key) <= KEY_BYTES or not 0 < len(view) <= self._c.settings.block_bytes:
             raise ValueError(f"a key of {len(key)} bytes, a block of {len(view)}")
@@ -144,7 +147,7 @@ class Store:
             self._room.give_back(slot)
             return False
         try:
-            self._write(slot, key, view, depth)
+            self._write(slot, key, view, depth, at)
         except OSError as error:
             self._health.failed(number, error)
             self._index.doubt(slot[0])  # the slot may be as free as it was
@@ -185,18 +188,23 @@ class Store:
             self._drop(place)
         return good
 
-    def _write(self, where: Slot, key: bytes, block: memoryview, depth: int) -> None:
+    def _write(self, where: Slot, key: bytes, block: memoryview, depth: int, at: float | None) -> None:
         """The slot is owned and empty. Data first: an entry says that all of it is there."""
         extent, slot = where
         try:
             now, sequence = self._c.clock(), secrets.randbits(64) | 1
+            used = now if at is None else min(at, now)
+            created, uses = self._room.ghosts.recall(key, used)
             data, checksum, nonce = self._seal.close(context(extent.place(slot), sequence, key, len(block)), block)
             extent.write(slot, data)
-            entry = Entry(key, sequence, depth, len(block), now, checksum, nonce)
+            entry = Entry(key, sequence, depth, len(block), created, checksum, nonce)
             raw = extent.write_entry(slot, entry)
         finally:
             extent.claims.disown(slot)
-        self._c.litter.extend(self._index.add(Place(extent, slot, raw, entry, now, 0)))
+        place = Place(extent, slot, raw, entry, used, uses)
+        if uses:
+            self._upkeep.note_use(place)
+        self._c.litter.extend(self._index.add(place))
 
     def _drop(self, place: Place) -> None:
         """At least for ourselves, where another process has a lease of it."""

@@ -30,7 +30,7 @@ class Blocks(Protocol):
 
     def __contains__(self, key: bytes) -> bool: ...
     def get(self, key: bytes, into: memoryview) -> bool: ...
-    def put(self, key: bytes, block: memoryview, depth: int) -> bool: ...
+    def put(self, key: bytes, block: memoryview, depth: int, at: float | None = None) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class _Job:
     """Blocks that a thread is copying at the moment."""
     over: bool = False
     """Given up: what is not being copied is not touched any more."""
+    at: float | None = None
 
 
 _Task = tuple[_Job, int]
@@ -140,9 +141,12 @@ class Transfers:
             self._loads.extend((new, index) for index in range(len(keys)))
             self._changed.notify_all()
 
-    def store(self, job: int, keys: Sequence[bytes], places: Sequence[int], depths: Sequence[int]) -> None:
-        """Write these blocks, as far as there is room to wait. `depths`: how many blocks of its prompt precede each."""
-        new = _Job(job, keys, places, depths, self._clock(), len(keys))
+    def store(
+        self, job: int, keys: Sequence[bytes], places: Sequence[int], depths: Sequence[int], at: float | None = None
+    ) -> None:
+        """Write these blocks, as far as there is room to wait. `depths`: how many blocks of its prompt precede each.
+        `at`: when their request came."""
+        new = _Job(job, keys, places, depths, self._clock(), len(keys), at=at)
         store = self._store()
         with self._changed:
             self._jobs[job] = new
@@ -275,7 +279,7 @@ class Transfers:
             self._done(job)
         assert job.depths is not None
         key, depth = job.keys[index], job.depths[index]
-        if not self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth)):
+        if not self._call(self._limits.write_seconds, lambda store: store.put(key, buffer, depth, job.at)):
             with self._changed:
                 self.counts.dropped += 1
 
