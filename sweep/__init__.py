@@ -8,6 +8,7 @@ at every single write there is; afterwards all must be as if nothing had happene
 | `stage.py` | one namespace, and all in it but the operator: the user, simulated kubelets, controllers, agents |
 | `life.py` | one life of the operator, which ends with all it remembers |
 | `point.py` | one scenario played to its end, with one cut or none |
+| `watched.py` | the whole operator, kopf included, behind watches that are late or leave events out |
 | `oracle.py` | pure judgements: what is left out of a comparison, and what differs from the clean run |
 | `planted.py` | operators with a bug planted in them, each of which the sweep must notice |
 | `suite.py` | the clean runs, then all points, several at a time |

@@ -20,7 +20,7 @@ from sweep import scenarios
 from sweep.oracle import Ending
 from sweep.planted import PLANTED
 from sweep.scenarios import Scenario
-from sweep.suite import Caught, Result, Suite, cuts, suite
+from sweep.suite import Caught, Point, Result, Suite, cuts, spoilt, suite
 
 QUICK_POINTS = 8
 """Points of each scenario with --quick."""
@@ -30,7 +30,8 @@ QUICK_POINTS = 8
 def main() -> None:
     """Cut the operator off at every write it makes, and see whether the end is the same."""
     # What it says of the calls that are cut on purpose is no news here.
-    logging.getLogger("headrace_operator").setLevel(logging.ERROR)
+    for name in ("headrace_operator", "kopf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this program
 
 
@@ -116,7 +117,7 @@ class _Sweep:
         results = []
         with Progress(*columns, console=self._console) as progress:
             for scenario in self._chosen:
-                points = cuts(cleans[scenario.name])
+                points: list[Point] = [*cuts(cleans[scenario.name]), *spoilt(scenario)]
                 if self._quick:
                     points = self._draw.sample(points, min(QUICK_POINTS, len(points)))
                 bar = progress.add_task(scenario.name, total=len(points))

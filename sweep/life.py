@@ -48,7 +48,7 @@ class Operator:
         self._build = build
         self._proxy = proxy
         self._runtime = runtime
-        self._kubeconfig = folder / "kubeconfig"
+        self._folder = folder
         self._stack = AsyncExitStack()
         self._pass: Pass | None = None
         self.lives = 0
@@ -81,15 +81,16 @@ class Operator:
 
     async def _start(self) -> Pass:
         self.lives += 1
-        self._kubeconfig.write_text(_kubeconfig(self._proxy.address))
+        kubeconfig = write_kubeconfig(self._folder, self._proxy.address)
         self._stack = AsyncExitStack()
-        cluster = await self._stack.enter_async_context(await self._build.cluster.connect(kubeconfig=self._kubeconfig))
+        cluster = await self._stack.enter_async_context(await self._build.cluster.connect(kubeconfig=kubeconfig))
         token = secrets.token_hex(8)
         world = World(cluster, self._runtime, DEFAULTS, lambda: datetime.now(UTC), lambda: token)
         return self._build.make_pass(world)
 
 
-def _kubeconfig(server: str) -> str:
+def write_kubeconfig(folder: Path, server: str) -> Path:
+    """A kubeconfig that leads to a proxy: no certificate, no user."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -98,4 +99,6 @@ def _kubeconfig(server: str) -> str:
         "users": [{"name": "sweep", "user": {}}],
         "contexts": [{"name": "sweep", "context": {"cluster": "sweep", "user": "sweep"}}],
     }
-    return json.dumps(config)
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(config))
+    return path

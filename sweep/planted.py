@@ -148,6 +148,14 @@ class _FromMemory(KubernetesCluster):
         return self._seen
 
 
+class _Necromancer(KubernetesCluster):
+    """Puts the labels of a pod right without saying which pod: where it went meanwhile, it comes back."""
+
+    async def apply(self, obj: Object) -> Object:
+        meta = {k: v for k, v in obj["metadata"].items() if k != "uid"}
+        return await super().apply(obj | {"metadata": meta})
+
+
 class _Optimist(KubernetesCluster):
     """Counts a pod as ready from the moment it was made."""
 
@@ -176,5 +184,6 @@ PLANTED = (
     Planted("replacer", "deletes what is in the way", _with(_Replacer), "create", (Way.OLD, Way.OLDEST)),
     Planted("names-of-its-own", "names pods by chance", _with(_NamesOfItsOwn), "create", KILLED),
     Planted("from-memory", "works for a deployment that is gone", _with(_FromMemory), "delete", (Way.LOST,)),
+    Planted("necromancer", "labels a pod that is gone", _with(_Necromancer), "role-gone", (Way.OLDEST,)),
     Planted("optimist", "counts pods as ready once made", _with(_Optimist), "update", KILLED),
 )

@@ -40,12 +40,13 @@ class Run:
         if self._scenario.deleted and not self._deleted:
             await self._delete()
             await self._settle()
+        passes = frozenset(self._proxy.listed)
         await self._silence()
         return Ending(
             objects=ending_objects(await self._stage.objects(), self._stage.namespace),
             counts=count(self._proxy.writes),
             writes=tuple(self._proxy.writes),
-            passes=frozenset(self._proxy.listed),
+            passes=passes,
             complaints=tuple(self._complaints),
             struck=self._proxy.struck,
         )
@@ -98,8 +99,9 @@ class Run:
         await self._stage.delete()
 
     async def _silence(self) -> None:
-        """An operator that is started now finds nothing to do."""
+        """An operator that is started now, and that nothing disturbs, finds nothing to do."""
         await self._operator.close()
+        self._proxy.cut = None
         before = len(self._proxy.writes)
         await self._operator.make_pass(self._stage.ref)
         if late := self._proxy.writes[before:]:

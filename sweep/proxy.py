@@ -85,6 +85,25 @@ class Write:
         return self.status in {200, 202} and self.method == "DELETE"
 
 
+@dataclass(frozen=True)
+class Watches:
+    """How watches are spoiled."""
+
+    name: str
+    window: float
+    """Seconds for which events are held back."""
+    thins: bool = False
+    """Of several events about one object that are held back together, only the last is told."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+HELD = Watches("watches held back", 3.0)
+SUPERSEDED = Watches("superseded events dropped", 1.0, thins=True)
+AT_WATCHES = (HELD, SUPERSEDED)
+
+
 class Upstream:
     """The API server, as its kubeconfig says; shared by all proxies."""
 
@@ -120,6 +139,13 @@ class Proxy:
     counting: bool = False
     """Writes are counted, and cuts strike, only from the user's first edit on."""
     passes: int = 0
+    watches: Watches = HELD
+    spoiled: int = 0
+    """Events that were held back, or left out."""
+    asked: int = 0
+    """All requests but watches."""
+    watched: asyncio.Event = field(default_factory=asyncio.Event)
+    """The operator watches."""
     listed: set[int] = field(default_factory=set)
     """Passes in which there were lists to replay."""
     seen: int = 0
@@ -160,6 +186,9 @@ class Proxy:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.killed.is_set():
             return _cut_off(request)
+        if "watch" in request.query:
+            return await self._stream(request)
+        self.asked += 1
         body = await request.read()
         if request.method in READS:
             return await self._read(request, body)
@@ -203,14 +232,55 @@ class Proxy:
                 known[:] = [answer.body]
         return answer
 
+    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A watch: its events a while later, in their order, some perhaps left out."""
+        self.watched.set()
+        held: list[bytes] = []
+        call = self.upstream.session.get(
+            self.upstream.server + request.path_qs, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**22
+        )
+        async with call as answer:
+            response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+            await response.prepare(request)
+            reading = asyncio.create_task(_collect(answer.content, held))
+            try:
+                while not reading.done() or held:
+                    await asyncio.wait({reading}, timeout=self.watches.window)
+                    lines, held[:] = list(held), []
+                    told = _last_of_each(lines) if self.watches.thins else lines
+                    self.spoiled += len(lines) - len(told) if self.watches.thins else len(lines)
+                    for line in told:
+                        await response.write(line)
+            except ConnectionResetError:  # the operator has ended
+                pass
+            finally:
+                reading.cancel()
+        return response
+
     async def _forward(self, request: web.BaseRequest, body: bytes) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.title() not in ENDS_AT_THE_PROXY}
         headers["Accept-Encoding"] = "identity"
         url = self.upstream.server + request.path_qs
-        call = self.upstream.session.request(request.method, url, data=body, headers=headers, timeout=DEADLINE)
+        call = self.upstream.session.request(request.method, url, data=body or None, headers=headers, timeout=DEADLINE)
         async with call as answer:
             kept = await answer.read()
             return web.Response(status=answer.status, body=kept, headers={"Content-Type": answer.content_type})
+
+
+async def _collect(lines: aiohttp.StreamReader, held: list[bytes]) -> None:
+    while line := await lines.readline():
+        held.append(line)
+
+
+def _last_of_each(lines: list[bytes]) -> list[bytes]:
+    """The events without those that a later one about the same object supersedes."""
+    last = {_about(line): number for number, line in enumerate(lines)}
+    return [line for number, line in enumerate(lines) if last[_about(line)] == number]
+
+
+def _about(line: bytes) -> str:
+    meta = json.loads(line)["object"].get("metadata", {})
+    return str(meta.get("uid", "bookmark"))
 
 
 def _cut_off(request: web.BaseRequest) -> web.Response:

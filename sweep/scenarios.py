@@ -52,6 +52,8 @@ SCENARIOS = (
              {"prefill": 1, "decode": 1}),
     Scenario("role-change", "an engine goes over to the other role, and comes back", _changing(2, 1),
              (_changing(1, 2), _changing(2, 1)), {"prefill": 1, "decode": 1}),
+    Scenario("role-gone", "an engine goes over to the other role, is ended there, and is wanted again", _changing(2, 1),
+             (_changing(1, 2), _changing(1, 1), _changing(1, 2)), {"prefill": 1, "decode": 1}),
     Scenario("delete", "a user deletes it while engines are added", _sample(1, 1), (_sample(2, 2),), deleted=True),
     Scenario("invalid", "an edit that is refused, and then taken back", _sample(2, 2), (_invalid(), _sample(2, 2)),
              {"prefill": 2, "decode": 2}),

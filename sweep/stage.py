@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from headrace_operator import names
+from headrace_operator.api import conditions
 from headrace_operator.api.crd import crd
 from headrace_operator.cluster import DEPLOYMENT, INFERENCE_DEPLOYMENT, OWNED, POD, SECRET, Kind
 from headrace_operator.cluster.client import APPLY, KubernetesCluster
@@ -95,6 +96,14 @@ class Stage:
         ready = await self.ready_engines()
         under = [f"{ready[role]} of {role} ready, not {least}" for role, least in floors.items() if ready[role] < least]
         return ", ".join(under) or None
+
+    async def judged(self) -> bool:
+        """Whether the operator says of the spec as it is that it is done: all Ready, or refused."""
+        obj = await self._client.get(INFERENCE_DEPLOYMENT, self.namespace, NAME)
+        if obj is None or obj.get("status", {}).get("observedGeneration") != obj["metadata"]["generation"]:
+            return False
+        said: dict[str, str] = {condition["type"]: condition["status"] for condition in obj["status"]["conditions"]}
+        return said[conditions.READY] == "True" or said[conditions.ACCEPTED] == "False"
 
     async def step(self) -> bool:
         """Everybody does what there is to do. Whether there was anything."""

@@ -6,28 +6,34 @@ Points run several at a time, each in its own namespace of one API server; a see
 
 import asyncio
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from sweep import watched
 from sweep.life import Build
 from sweep.oracle import Ending, differences
 from sweep.planted import Planted
 from sweep.point import play
-from sweep.proxy import AT_PASSES, AT_WRITES, Cut, Upstream, Way
+from sweep.proxy import AT_PASSES, AT_WATCHES, AT_WRITES, Cut, Proxy, Upstream, Watches, Way
 from sweep.scenarios import SCENARIOS, Scenario
-from sweep.stage import Client, install, served
+from sweep.stage import Client, Stage, install, served
 
 SOUND = Build()
+
+
+Point = Cut | Watches
+"""One disturbance of one scenario."""
 
 
 @dataclass(frozen=True)
 class Failure:
     """A point whose run was not as the clean one."""
 
-    cut: Cut | None
+    cut: Point | None
     differences: tuple[str, ...]
 
 
@@ -37,7 +43,7 @@ class Result:
 
     scenario: Scenario
     clean: Ending
-    cuts: Sequence[Cut]
+    cuts: Sequence[Point]
     passed: int = 0
     failures: list[Failure] = field(default_factory=list)
 
@@ -69,6 +75,11 @@ def cuts(clean: Ending, ways: Sequence[Way] = (*AT_WRITES, *AT_PASSES)) -> list[
     return found
 
 
+def spoilt(scenario: Scenario) -> tuple[Watches, ...]:
+    """How the watches are spoiled. Not where a user interferes half-way, since there is no half-way to be told."""
+    return AT_WATCHES if scenario.counts else ()
+
+
 class Suite:
     """One API server with our kind, and room for so many runs at a time."""
 
@@ -76,12 +87,11 @@ class Suite:
         self._client = client
         self._upstream = upstream
         self._room = asyncio.Semaphore(jobs)
-        self._numbers = count(1)
 
     async def play(self, scenario: Scenario, cut: Cut | None = None, build: Build = SOUND) -> Ending:
         """One run in a new namespace, once there is room."""
         async with self._room:
-            namespace = f"{scenario.name}-{next(self._numbers)}"
+            namespace = f"{scenario.name}-{secrets.token_hex(4)}"
             return await play(scenario, cut, self._client, self._upstream, namespace, build)
 
     async def clean(self, scenario: Scenario, build: Build = SOUND) -> Ending:
@@ -94,15 +104,28 @@ class Suite:
         missed = [] if ending.struck else ["the cut never came: this run was another one"]
         return missed + differences(clean, ending, counts=scenario.counts)
 
+    async def watch(self, scenario: Scenario, clean: Ending, watches: Watches) -> list[str]:
+        """The same of a whole operator, kopf included, whose watches are spoiled."""
+        async with self._room:
+            namespace = f"{scenario.name}-{secrets.token_hex(4)}"
+            stage, proxy = Stage(self._client, namespace), Proxy(self._upstream, watches=watches)
+            await stage.open()
+            with TemporaryDirectory(prefix="headrace-sweep-") as folder:
+                async with proxy.listening():
+                    ending = await watched.play(scenario, stage, proxy, Path(folder))
+        missed = [] if ending.struck else ["no event was spoiled: nothing was tried"]
+        return missed + differences(clean, ending, counts=scenario.counts)
+
     async def sweep(
-        self, scenario: Scenario, clean: Ending, chosen: Sequence[Cut], done: Callable[[], object] = lambda: None
+        self, scenario: Scenario, clean: Ending, chosen: Sequence[Point], done: Callable[[], object] = lambda: None
     ) -> Result:
         """Runs the points; `done` is called after each."""
         result = Result(scenario, clean, chosen, failures=[Failure(None, clean.complaints)] if clean.complaints else [])
 
-        async def one(cut: Cut) -> None:
-            if found := await self.point(scenario, clean, cut):
-                result.failures.append(Failure(cut, tuple(found)))
+        async def one(at: Point) -> None:
+            disturbed = self.watch(scenario, clean, at) if isinstance(at, Watches) else self.point(scenario, clean, at)
+            if found := await disturbed:
+                result.failures.append(Failure(at, tuple(found)))
             else:
                 result.passed += 1
             done()
