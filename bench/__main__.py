@@ -25,7 +25,7 @@ BENCHES = {
     "resume": "An engine killed under its streams: going on elsewhere, against asking again and a cold restart",
     "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
     "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
-    "storage-path": "KV blocks from decode's disk or by a prefill engine: our choice against either (simulated; vLLM)",
+    "storage-path": "KV blocks from decode's disk or by a prefill engine: our choice against either (simulated)",
     "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
 """Name of the benchmark and of its module (`-` is `_` there), which has `run(options) -> Report`."""
