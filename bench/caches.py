@@ -248,7 +248,7 @@ class Ordered:
     def _evict(self, now: float) -> None:
         blocks = list(self._held.values())
         if len(blocks) > SAMPLE:
-            drawn = whole_prompts([block.used for block in blocks], SAMPLE, self._chance)
+            drawn = whole_prompts([block.used for block in blocks], SAMPLE, self._chance.random)
             blocks = [block for block in blocks if block.used in drawn]
         for block in self._order(blocks, now)[: max(1, min(BATCH, len(blocks) // 50))]:
             del self._held[int.from_bytes(block.key, "big")]

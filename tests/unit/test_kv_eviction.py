@@ -131,7 +131,7 @@ def test_no_more_ghosts_are_kept_than_there_may_be() -> None:
 @settings(deadline=None)
 @given(moments=st.lists(st.integers(0, 50).map(float), min_size=1), most=st.integers(1, 30), seed=st.integers())
 def test_of_a_prompt_all_blocks_are_drawn_or_none(moments: list[float], most: int, seed: int) -> None:
-    drawn = whole_prompts(moments, most, random.Random(seed))
+    drawn = whole_prompts(moments, most, random.Random(seed).random)
     assert drawn
     assert drawn <= set(moments)
     if most >= len(moments):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from math import exp, log2
-from random import Random
 from statistics import median_low
 from typing import Final
 
@@ -214,11 +213,11 @@ class Ghosts:
         return min(created, now), uses + 1
 
 
-def whole_prompts(moments: Sequence[float], most: int, chance: Random) -> set[float]:
+def whole_prompts(moments: Sequence[float], most: int, chance: Callable[[], float]) -> set[float]:
     """Some of the moments at which blocks were used last, of about `most` blocks. An order is asked about all blocks of
-    these moments and no others: half of a prompt would be taken for another prompt."""
+    these moments and no others: half of a prompt would be taken for another prompt. `chance` draws from [0, 1)."""
     share = most / max(most, len(moments))
-    drawn = {moment for moment in sorted(set(moments)) if chance.random() < share}
+    drawn = {moment for moment in sorted(set(moments)) if chance() < share}
     return drawn or set(moments[:1])
 
 

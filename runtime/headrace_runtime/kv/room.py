@@ -152,7 +152,7 @@ class Room:
         busy = {extent.name: extent.claims.busy() for extent in index.extents()}
         places = index.places()
         if len(places) > SAMPLE:
-            drawn = whole_prompts([place.used for place in places], SAMPLE, self._chance)
+            drawn = whole_prompts([place.used for place in places], SAMPLE, self._chance.random)
             places = [place for place in places if place.used in drawn]
         places = [place for place in places if place.slot not in busy.get(place.extent.name, ())]
         by_key = {place.entry.key: place for place in places}
