@@ -11,7 +11,7 @@ from sweep.proxy import Cut, Proxy, Upstream
 from sweep.scenarios import Scenario
 from sweep.stage import Client, Stage
 
-TURNS = 40
+TURNS = 25
 """Turns after which a run that is not quiet will never be: the longest clean one takes about ten."""
 
 

@@ -7,6 +7,7 @@ Called by `suite.py`.
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -39,22 +40,31 @@ _login = asyncio.Lock()
 
 @asynccontextmanager
 async def operating(proxy: Proxy, stage: Stage, folder: Path) -> AsyncIterator[None]:
-    """A whole operator that looks after one namespace through the proxy, while the block runs."""
-    kubeconfig = write_kubeconfig(folder, proxy.address)
+    """A whole operator that looks after one namespace through the proxy, while the block runs.
+
+    In a thread with a loop of its own: kopf, when it ends, cancels every task of its loop that is younger than itself.
+    """
+    kubeconfig, stop = write_kubeconfig(folder, proxy.address), threading.Event()
+    async with _login:
+        with _environment("KUBECONFIG", str(kubeconfig)):
+            running = asyncio.create_task(asyncio.to_thread(asyncio.run, _operator(kubeconfig, stage, stop)))
+            try:
+                await _watching(proxy, running)
+            except BaseException:
+                stop.set()
+                raise
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def _operator(kubeconfig: Path, stage: Stage, stop: threading.Event) -> None:
     async with await KubernetesCluster.connect(kubeconfig=kubeconfig) as cluster:
         world = World(cluster, stage.runtime, DEFAULTS, lambda: datetime.now(UTC), lambda: "a-token")
         workers = Workers.of(world, resync_seconds=FAR_OFF, concurrency=4)
-        stop = asyncio.Event()
-        settings = Settings(namespaces=stage.namespace, port=0)
-        async with _login:
-            with _environment("KUBECONFIG", str(kubeconfig)):
-                running = asyncio.create_task(handlers.run(workers, settings, stop))
-                await _watching(proxy, running)
-        try:
-            yield
-        finally:
-            stop.set()
-            await running
+        await handlers.run(workers, Settings(namespaces=stage.namespace, port=0), stop)
 
 
 async def _watching(proxy: Proxy, running: "asyncio.Task[None]") -> None:
