@@ -163,7 +163,8 @@ class _Optimist(KubernetesCluster):
         found = await super().list_owned(ref)
         for obj in found:
             if obj["kind"] == "Pod":
-                obj["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+                ready = [{"type": "Ready", "status": "True"}]
+                obj["status"] = obj["status"] | {"phase": "Running", "conditions": ready}
         return found
 
 

@@ -58,7 +58,7 @@ SCENARIOS = (
     Scenario("invalid", "an edit that is refused, and then taken back", _sample(2, 2), (_invalid(), _sample(2, 2)),
              {"prefill": 2, "decode": 2}),
     Scenario("revert", "a rollout taken back half-way", _sample(2, 2), (_half(), _sample(2, 2)),
-             {"prefill": 2, "decode": 2}, passes=2),
+             {"prefill": 2, "decode": 2}, passes=3),
     Scenario("join", "two roles become one", _sample(1, 1), (Sample().serve(2),)),
 )  # fmt: skip
 

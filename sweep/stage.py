@@ -125,7 +125,8 @@ class Stage:
             await self._client.call("DELETE", path, gracePeriodSeconds="0")
             return True
         if "podIP" in pod["status"]:
-            return False
+            # It ran after one step and is ready after the next: in between, passes see it waiting.
+            return await self._become_ready(path, pod["status"])
         node = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
         if not pod["spec"].get("nodeName"):
             await self._client.call("POST", f"{path}/binding", {"metadata": {"name": name}, "target": node})
@@ -133,7 +134,14 @@ class Stage:
         address = f"10.1.{self._addresses // 200}.{self._addresses % 200 + 1}"
         if labels[names.COMPONENT] == "engine":
             self.runtime.states[address] = agent(name, labels[names.ROLE], labels[names.REVISION])
-        await self._client.call("PATCH", f"{path}/status", {"status": running(address)}, MERGE)
+        await self._client.call("PATCH", f"{path}/status", {"status": running(address, ready=False)}, MERGE)
+        return True
+
+    async def _become_ready(self, path: str, status: Object) -> bool:
+        wanted = running(status["podIP"])
+        if any(c["type"] == "Ready" and c["status"] == "True" for c in status["conditions"]):
+            return False
+        await self._client.call("PATCH", f"{path}/status", {"status": wanted}, MERGE)
         return True
 
     async def _rollout(self, deployment: Object, pods: set[str]) -> bool:
