@@ -2,9 +2,9 @@
 
 The ceiling is what `fio` with the psync engine does: one allocated file, as many threads, the same sizes, `pwrite` and
 `preadv` and nothing else. Store and ceiling take turns, five times, in this process. Both write past the kernel's
-memory, with a sync at the end, and read through it: once from the disk (it was dropped before), once from there. What
-the store does not do, writing through the kernel's memory and reading past it, stands beside. 2 MiB are 16 tokens of an
-8B model.
+memory over what was written before, the store over blocks that it evicts for it. Both read through that memory: once
+from the disk (it was dropped before), once from there. What the store does not do, writing through the kernel's memory
+(with a sync at the end) and reading past it, stands beside. 2 MiB are 16 tokens of an 8B model.
 """
 
 import os
@@ -73,7 +73,8 @@ class Bench:
         direct = os.open(path, os.O_RDWR | os.O_DIRECT)
         try:
             os.posix_fallocate(file, 0, self._count * self._size)
-            self._timed("write", lambda number, memory: _written(direct, memory, number * self._size), [file])
+            self._timed("fill", lambda number, memory: _written(direct, memory, number * self._size), [])
+            self._timed("write", lambda number, memory: _written(direct, memory, number * self._size), [])
             _drop([file])
             self._timed("read cold", lambda number, memory: _read(file, memory, number * self._size), [])
             self._timed("read warm", lambda number, memory: _read(file, memory, number * self._size), [])
@@ -87,8 +88,8 @@ class Bench:
 
     def _store(self) -> None:
         settings = Settings(
-            size_bytes=self._count * self._size * 5 // 4 + 64 * MIB, node_size_bytes=None, block_bytes=self._size,
-            verify=True, eviction="Default", on_model_change="Wipe", key=None,
+            size_bytes=self._count * self._size * 9 // 8 + 4 * MIB, node_size_bytes=None, block_bytes=self._size,
+            verify=True, eviction="LRU", on_model_change="Wipe", key=None,
         )  # fmt: skip
         # A clock that stands: on a busy machine the store would find the disk slow, and leave it alone.
         store = Store(self._folder / "store", f"{random.getrandbits(128):032x}", settings, ticks=lambda: 0.0)
@@ -99,16 +100,20 @@ class Bench:
 
     def _use(self, store: Store) -> None:
         def put(number: int, memory: memoryview) -> None:
-            if not store.put(_key(number), memory, depth=number):
+            if not store.put(_key(number), memory, depth=abs(number)):
                 raise RuntimeError(f"block {number} was refused: {store.state()}")
 
         def get(number: int, memory: memoryview) -> None:
             if not store.get(_key(number), memory):
                 raise RuntimeError(f"block {number} was not served: {store.state()}")
 
-        files: list[int] = []
+        while not store.state().evicted:
+            number = store.state().stored
+            put(-number - 1, self._memory[number % THREADS])
+        files = self._extents()
         try:
-            self._timed("store", put, files, lambda: files.extend(self._extents()))
+            _drop(files)
+            self._timed("store", put, [])
             for arm in ("load cold", "load warm"):
                 if arm == "load cold":
                     _drop(files)
@@ -121,7 +126,7 @@ class Bench:
     def _extents(self) -> list[int]:
         return [os.open(path, os.O_RDWR) for path in (self._folder / "store").rglob("*.kv")]
 
-    def _timed(self, arm: str, work: Work, synced: list[int], before_sync: Callable[[], None] = lambda: None) -> float:
+    def _timed(self, arm: str, work: Work, synced: list[int]) -> float:
         """Seconds for all blocks, by THREADS threads, and for the sync of these files."""
 
         def share(thread: int) -> None:
@@ -131,7 +136,6 @@ class Bench:
         began = time.perf_counter()
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(share, range(THREADS)))
-        before_sync()
         for file in synced:
             os.fsync(file)
         seconds = time.perf_counter() - began
@@ -140,14 +144,14 @@ class Bench:
 
     def _verify_seconds(self) -> float:
         """What the checksums of so many blocks take a processor, each in memory that was just read into."""
-        began = time.perf_counter()
+        began = time.process_time()
         for number in range(self._count):
             block_checksum(_key(number), self._memory[number % THREADS])
-        return time.perf_counter() - began
+        return time.process_time() - began
 
 
 def _key(number: int) -> bytes:
-    return number.to_bytes(4, "big") * 9
+    return number.to_bytes(4, "big", signed=True) * 9
 
 
 def _written(file: int, memory: memoryview, offset: int) -> None:

@@ -242,7 +242,8 @@ class Index:
 
     @_alone
     def take_free(self, mine: int) -> Slot | None:
-        """A slot that seems to be free. `mine` spreads processes over extents, so that they seldom meet."""
+        """A slot that seems to be free. `mine` spreads threads and processes over extents, so that they seldom
+        meet: the kernel lets only one at a time write an entry to a file, and none a block meanwhile."""
         if not self._open:
             return None
         table = min(self._open.values(), key=lambda table: hash((table.extent.name, mine)))

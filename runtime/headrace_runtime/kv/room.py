@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 from random import Random
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Final
 
 from headrace_runtime.kv import neighbours
@@ -41,7 +41,7 @@ class Room:
     def claim(self) -> Slot | None:
         """A slot that is empty, and owned by the caller now; None: there is none to be had."""
         while True:
-            found = self._c.index.take_free(self._mine)
+            found = self._c.index.take_free(self._mine ^ get_ident())
             if found is None:
                 if not self._make():
                     return None
