@@ -52,9 +52,7 @@ def test_a_claim_is_no_folder_of_this_machine(tmp_path: Path) -> None:
 
 def test_shows_every_problem_of_a_spec_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(
-        yaml.safe_dump(Sample().set("engine.dtype", "float17").set("kvCache.host", {"size": "0"}).build())
-    )
+    path.write_text(yaml.safe_dump(Sample().set("engine.dtype", "float17").set("kvCache.host", {"size": "0"}).build()))
     result = call("plan", path)
     assert result.exit_code == 1
     assert "spec.engine.dtype" in result.output
