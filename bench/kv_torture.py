@@ -214,9 +214,15 @@ def watch(scene: Scene, row: int, limit: int) -> None:
 
 
 def _started(target: Callable[..., None], *args: object) -> BaseProcess:
-    process = FORK.Process(target=target, args=args, daemon=True)
+    process = FORK.Process(target=_mortal, args=(target, *args), daemon=True)
     process.start()
     return process
+
+
+def _mortal(target: Callable[..., None], *args: object) -> None:
+    """Ended by SIGTERM at once, whatever its threads do: the benchmark's own handler is not for it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    target(*args)
 
 
 @contextmanager
