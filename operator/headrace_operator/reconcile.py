@@ -19,15 +19,8 @@ from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
 from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
-from headrace_operator.ladders import (
-    Known,
-    canary_due,
-    kv_cache_ready,
-    progressing,
-    ray_ready,
-    rolled_out,
-    shortages,
-)
+from headrace_operator.known import Known, rolled_out, shortages
+from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
 from headrace_operator.observe import observe
 from headrace_operator.plan import make_plan
 from headrace_operator.state import Canary, CanaryAnswer, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject

@@ -21,8 +21,9 @@ from headrace_operator.api.v1alpha1 import (
     RevisionStatus,
     RoleStatus,
 )
+from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_operator.kvcache import calm, reported
-from headrace_operator.ladders import LADDERS, Known, Wanted, joined_nodes, ready_of, rolled_out
+from headrace_operator.ladders import LADDERS
 from headrace_runtime.contract import NodeState
 
 

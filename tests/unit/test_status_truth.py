@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
-from headrace_operator.ladders import Known
+from headrace_operator.known import Known
 from headrace_operator.plan import make_plan
 from headrace_operator.state import Blocker, CanaryAnswer, Observed, Outcome, Pod
 from headrace_operator.status import announcements, new_status

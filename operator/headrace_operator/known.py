@@ -1,0 +1,132 @@
+"""All that a pass found out, when it comes to telling, and what can be counted of it. Pure.
+
+`ladders.py` judges by it, `status.py` tells it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from headrace_operator import names
+from headrace_operator.adapters import adapter_statuses
+from headrace_operator.api.problems import Problem
+from headrace_operator.api.status import AdapterStatus
+from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
+from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
+
+SHOWN = 3
+"""Blockers that a message names; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the deployment shall come to. From the plan, or, while the spec is invalid, as it was last reported."""
+
+    revision: str
+    sizes: dict[str, int]
+
+    @property
+    def engines(self) -> int:
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a pass found out, when it comes to telling."""
+
+    ref: Ref
+    generation: int
+    now: datetime
+    previous: InferenceDeploymentStatus
+    observed: Observed
+    problems: tuple[Problem, ...] = ()
+    subject: Subject | None = None
+    plan: Plan | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    canary: CanaryAnswer | None = None
+    """The answer of this pass; None where it was not asked."""
+    manifest_missing: bool = False
+
+    @property
+    def wanted(self) -> Wanted | None:
+        if self.plan is not None:
+            return Wanted(self.plan.revision, dict(self.plan.sizes))
+        before = self.previous
+        if before.revision is None or before.revision.current is None or not before.roles:
+            return None
+        return Wanted(before.revision.current, {role.name: role.desired for role in before.roles})
+
+    @property
+    def adapters(self) -> tuple[AdapterStatus, ...]:
+        """The LoRA adapters of the spec, as the engines say; as they were last reported while the spec is not valid."""
+        if self.subject is None or self.wanted is None:
+            return self.previous.model.adapters if self.previous.model else ()
+        listed = [adapter.name for adapter in self.subject.spec.model.adapters]
+        return adapter_statuses(listed, self.observed.engines(), self.wanted.engines, self.subject.pinned_adapters)
+
+    @property
+    def suspended(self) -> bool:
+        return self.subject is not None and self.subject.spec.suspend
+
+    @property
+    def paused(self) -> bool:
+        return self.subject is not None and self.subject.spec.paused
+
+    def was(self, condition: str) -> str:
+        """Status of a condition as it was last reported."""
+        return next((x.status for x in self.previous.conditions if x.type == condition), "Unknown")
+
+
+def ready_of(known: Known, role: str, revision: str | None = None) -> int:
+    """Ready engines of one role, of one revision or of any."""
+    return sum(p.ready and p.live and revision in (None, p.revision) for p in known.observed.engines(role))
+
+
+def counts(known: Known, wanted: Wanted) -> str:
+    """`prefill 1/1, decode 0/2`."""
+    return ", ".join(f"{role} {ready_of(known, role)}/{size}" for role, size in wanted.sizes.items())
+
+
+def rolled_out(known: Known) -> bool:
+    """Every role has all its engines, ready and of the wanted revision."""
+    wanted = known.wanted
+    return wanted is not None and all(ready_of(known, r, wanted.revision) >= n for r, n in wanted.sizes.items())
+
+
+def joined_nodes(known: Known) -> int:
+    """Engines whose raylet has joined, as their agents say."""
+    return sum(bool(p.agent and p.agent.ray and p.agent.ray.joined) for p in known.observed.engines() if not p.going)
+
+
+def gateway_deployment(known: Known) -> Object | None:
+    """The gateway's Deployment as observed."""
+    return known.observed.children.get(("Deployment", names.gateway(known.ref.name)))
+
+
+def gateway_counts(known: Known) -> tuple[int, int]:
+    """Gateway pods: ready and wanted."""
+    deployment = gateway_deployment(known) or {}
+    ready: int = deployment.get("status", {}).get("readyReplicas", 0)
+    size: int = deployment.get("spec", {}).get("replicas", 0)
+    return ready, size
+
+
+def shortages(known: Known) -> list[str]:
+    """Whatever is there in a smaller number than wanted."""
+    wanted = known.wanted
+    found = {role: (ready_of(known, role), size) for role, size in (wanted.sizes if wanted else {}).items()}
+    head = known.observed.head
+    found["head"] = (int(head is not None and head.ready), 1)
+    found["gateway"] = gateway_counts(known)
+    return [f"{name} {ready}/{size}" for name, (ready, size) in found.items() if ready < size]
+
+
+def blockers(pods: Iterable[Pod]) -> list[Blocker]:
+    """What stands in the way of pods that shall stay, in the order of their names."""
+    return [pod.blocker for pod in pods if pod.blocker is not None and not pod.going]
+
+
+def listed(found: list[Blocker]) -> str:
+    """The first blockers in words."""
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(map(str, found[:SHOWN])) + more
