@@ -120,6 +120,11 @@ async def computed(engines: dict[str, Run]) -> float:
     return sum(counts)
 
 
+async def on_disk(engine: Run, prompts: int) -> None:
+    """Until the disk, which both engines share, holds so many."""
+    await until(lambda: engine.state().blocks >= prompts * BLOCKS)
+
+
 async def test_one_key_finds_its_blocks_and_another_none_of_them(engines: dict[str, Run], tmp_path: Path) -> None:
     async with world(engines, tmp_path) as w:
         first = await w.ask("alice", 1)
@@ -141,10 +146,13 @@ async def test_a_decode_engine_that_was_killed_serves_from_its_disk_with_no_pref
     engines: dict[str, Run], machine: Node, tmp_path: Path
 ) -> None:
     async with world(engines, tmp_path) as w:
+        asked = [("alice", 1), ("bob", 1)]
+        for key, seed in asked:  # whether or not another test did
+            await w.ask(key, seed)
         first = await w.ask("alice", 2)
         assert first.headers["x-headrace-prefill"] == "prefill"
         await until(lambda: w.held("alice", 2).device.get("decode") == WHOLE)
-        await asyncio.to_thread(engines["decode"].stores)
+        await on_disk(engines["decode"], len(asked) + 1)
         await asyncio.to_thread(engines["decode"].kill)
         await until(lambda: not w.gateway._affinity.index.timely("decode"))
         engines["decode"] = await asyncio.to_thread(machine.start, "decode", kv_events=True)

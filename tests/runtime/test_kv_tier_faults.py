@@ -25,8 +25,8 @@ ANSWER_SECONDS = 30.0
 seeds = count(1)
 
 
-def run(*words: str | Path) -> None:
-    subprocess.run(words, check=True, capture_output=True, text=True)
+def run(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 @dataclass
@@ -42,6 +42,12 @@ class Disk:
 
     def remount(self, *options: str) -> None:
         run("mount", "-o", ",".join(("remount", *options)), self.mount)
+
+    def shrink(self) -> None:
+        """What lies behind its first 256 KB cannot be read any more, nor written: the device ends there."""
+        os.truncate(self.image, 64 * 4096)
+        device = run("losetup", "--noheadings", "--output=NAME", "--associated", self.image)
+        run("losetup", "--set-capacity", device.strip())
 
     def drop_cache(self) -> None:
         """Have what is read next come from the disk."""
@@ -173,7 +179,7 @@ def test_a_disk_that_answers_with_errors(engine: Run, disk: Disk) -> None:
     said = engine.say(known)
     engine.until("its blocks are stored", lambda state: state.stored >= stored + BLOCKS)
     disk.drop_cache()
-    os.truncate(disk.image, 64 * 4096)  # what lay behind it cannot be read any more, nor written
+    disk.shrink()
     before = engine.from_disk()
     engine.forget()
     assert engine.say(known) == said, "what cannot be read is computed"
