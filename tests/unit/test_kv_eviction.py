@@ -14,8 +14,8 @@ blocks = st.builds(
     Block,
     key=st.binary(min_size=4, max_size=4),
     depth=st.integers(0, 300),
-    created=st.floats(0, 1e4),
-    used=st.floats(0, 1e4),
+    created=st.floats(9050, 1e4),
+    used=st.floats(9050, 1e4),
     uses=st.integers(0, 50),
     size=st.just(4096),
 )
@@ -49,6 +49,14 @@ def test_the_order_does_not_depend_on_how_blocks_come(name: str, store: list[Blo
 def test_the_tail_of_a_prompt_goes_before_its_head(name: str) -> None:
     prompt = [Block(bytes([depth]), depth, 5.0, 5.0, 0, 4096) for depth in range(20)]
     assert [block.depth for block in ORDERS[name](prompt, 10.0)] == list(range(19, -1, -1))
+
+
+def test_where_prompts_are_kept_for_a_quarter_of_an_hour_the_longest_unused_goes_first() -> None:
+    talk = prompt(1, 8, 880.0, before=[(2, 600.0), (4, 700.0), (6, 800.0)])
+    once = prompt(2, 400, 890.0)
+    assert expected_return([*talk, *once], 899.0)[0] in once
+    ancient = prompt(3, 1, 0.0)
+    assert expected_return([*talk, *once, *ancient], 901.0) == [*ancient, *talk[::-1], *once[::-1]]
 
 
 def prompt(name: int, length: int, at: float, *, before: Sequence[tuple[int, float]] = ()) -> list[Block]:

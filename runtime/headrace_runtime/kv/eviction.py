@@ -71,6 +71,9 @@ VERY_SHORT: Final = -0.95
 """For every halving below a quarter of the usual length."""
 FRESH: Final = -0.9
 """For what the last turn of a conversation added: if that is edited or asked again, it is of no use."""
+LATE_SECONDS: Final = 900.0
+"""Of who comes back later than this too little was seen to tell them apart: where there is room to keep prompts for so
+long, the longest unused goes first."""
 ADDED_MUCH: Final = -0.24
 """For every doubling of what the last turn added, from a seventh of the usual length: other business than before."""
 
@@ -82,6 +85,8 @@ def expected_return(blocks: Sequence[Block], now: float) -> list[Block]:
     conversation has had, its length, what the last turn added, and how long it has been idle. A fresh block is not the
     most precious: the next message takes its time, and where room is short what has waited a minute is nearer to use.
     """
+    if any(now - block.used > LATE_SECONDS for block in blocks):
+        return least_recently_used(blocks, now)
     prompts: defaultdict[float, list[Block]] = defaultdict(list)
     for block in blocks:
         prompts[block.used].append(block)
