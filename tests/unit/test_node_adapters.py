@@ -81,6 +81,7 @@ class Node:
             while self.adapters.searching:
                 await asyncio.sleep(0.01)
                 await self.adapters.step()
+        await self.adapters.step()  # a reading may have ended in the midst of the last one
         return {state.name: state for state in self.adapters.states()}
 
 
