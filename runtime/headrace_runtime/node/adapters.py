@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 
 from headrace_runtime.contract import Adapter, AdapterState, Integrity, NodeContract, WeightsState
 from headrace_runtime.mounted import UNREADABLE, ContractFile, brief, mark
@@ -97,8 +98,7 @@ class Files:
         link = self.home / path_of(state).removeprefix("~/")
         try:
             link.parent.mkdir(mode=0o700, exist_ok=True)
-            new = link.with_name(f"{link.name}.new")
-            new.unlink(missing_ok=True)
+            new = link.with_name(f"{link.name}.{token_hex(8)}")  # adapters of equal content have one link
             new.symlink_to(folder)
             new.replace(link)
         except OSError as error:
