@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
 
 from headrace_runtime.contract import Adapter, AdapterState, Integrity, NodeContract, WeightsState
 from headrace_runtime.mounted import UNREADABLE, ContractFile, brief, mark
 from headrace_runtime.node import weights
+from headrace_runtime.node.link import point
 from headrace_runtime.node.lora import Change, Routes, changes
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,7 @@ class Files:
         link = self.home / path_of(state).removeprefix("~/")
         try:
             link.parent.mkdir(mode=0o700, exist_ok=True)
-            new = link.with_name(f"{link.name}.{token_hex(8)}")  # adapters of equal content have one link
-            new.symlink_to(folder)
-            new.replace(link)
+            point(link, folder)  # adapters of equal content have one link
         except OSError as error:
             raise LocateError(f"{adapter.source}: the engine cannot be given a link to it: {error.strerror}") from error
         return state

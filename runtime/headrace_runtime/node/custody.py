@@ -23,6 +23,7 @@ from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.node import weights
 from headrace_runtime.node.copies import Copies, intact, is_fetched, untouched
 from headrace_runtime.node.decide import Verdict
+from headrace_runtime.node.link import point
 from headrace_runtime.node.weights import CancelledError, Listing, Manner, ModelNotFoundError, Progress, Reading
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class Custody:
         except FetchCancelledError as error:
             raise CancelledError from error
         self._failures = 0
-        await asyncio.to_thread(_link, Path(self._model.path), self._copy)
+        await asyncio.to_thread(point, Path(self._model.path), self._copy)
         if self.verdict == "Fetching":
             self.verdict = "Reading"
             self._wake()
@@ -241,14 +242,6 @@ class Custody:
             log.warning("%s: %s", verdict.reason, verdict.message)
         self.verdict = verdict
         self._wake()
-
-
-def _link(place: Path, folder: Path) -> None:
-    """Let `place` lead to `folder`, whatever it led to before."""
-    scratch = place.with_name(f"{place.name}.new")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(folder)
-    scratch.replace(place)
 
 
 def _brief(problems: tuple[str, ...]) -> str:
