@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from headrace_runtime.contract import Integrity
+from headrace_runtime.models.errors import CancelledError
 from headrace_runtime.node import weights
 from headrace_runtime.node.hashing import file_digest
 from headrace_runtime.node.weights import (
-    CancelledError,
     Manner,
     ModelNotFoundError,
     Progress,

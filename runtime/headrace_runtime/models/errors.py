@@ -32,4 +32,4 @@ class BrokenError(FetchError):
 
 
 class CancelledError(Exception):
-    """Whoever asked for the model no longer wants it."""
+    """Whoever asked for the model, to fetch or to read it, no longer wants it."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace_runtime.contract import Adapter, AdapterState, Integrity, NodeContract, WeightsState
+from headrace_runtime.models.errors import CancelledError
 from headrace_runtime.mounted import UNREADABLE, ContractFile, brief, mark
 from headrace_runtime.node import weights
 from headrace_runtime.node.link import point
@@ -34,7 +35,7 @@ FOLDER = "adapters"
 READ_AT_ONCE = 2
 
 Locate = Callable[[Adapter, weights.Progress], Path]
-"""The adapter's folder, once it is there. Blocks; raises `LocateError`, and `weights.CancelledError` as the progress
+"""The adapter's folder, once it is there. Blocks; raises `LocateError`, and `CancelledError` as the progress
 says."""
 
 
@@ -264,7 +265,7 @@ class Adapters:
             search.problem, self._ask_at = "", 0.0
         except (LocateError, weights.ModelNotFoundError) as error:
             search.found, search.problem = None, str(error)
-        except weights.CancelledError:
+        except CancelledError:
             return
         search.ended_at = self._now()
 

@@ -27,8 +27,8 @@ class Copies:
         self._lock = Lock()
 
     def fetch(self, source: str, integrity: Integrity, progress: Progress) -> Path:
-        """The folder of a copy, complete and held for as long as this process lives. Raises FetchError, and the
-        CancelledError of `headrace_runtime.models`."""
+        """The folder of a copy, complete and held for as long as this process lives. Raises FetchError
+        and CancelledError."""
         credentials = Credentials.of(self._credentials_folder, self._environment)
         return fetching.fetch(source, self._opened(), credentials, progress, agrees=_agrees(integrity))
 

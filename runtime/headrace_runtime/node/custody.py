@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from headrace_runtime.contract import NodeContract, WeightsState
-from headrace_runtime.models.errors import CancelledError as FetchCancelledError
-from headrace_runtime.models.errors import FetchError
+from headrace_runtime.models.errors import CancelledError, FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.node import weights
 from headrace_runtime.node.copies import Copies, intact, is_fetched, untouched
 from headrace_runtime.node.decide import Verdict
 from headrace_runtime.node.link import point
-from headrace_runtime.node.weights import CancelledError, Listing, Manner, ModelNotFoundError, Progress, Reading
+from headrace_runtime.node.weights import Listing, Manner, ModelNotFoundError, Progress, Reading
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +138,7 @@ class Custody:
             if self._failures and self._fetching.fetched > before:
                 self._failures, self.verdict = 0, "Fetching"
                 self._wake()
-        try:
-            self._copy = work.result()
-        except FetchCancelledError as error:
-            raise CancelledError from error
+        self._copy = work.result()
         self._failures = 0
         await asyncio.to_thread(point, Path(self._model.path), self._copy)
         if self.verdict == "Fetching":

@@ -17,12 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
 
+from headrace_runtime.models.errors import CancelledError
+
 CHUNK_BYTES = 1 << 20
 """The fastest of 64 KiB to 16 MiB, by a tenth, where it was measured; a multiple of every disk's block."""
-
-
-class CancelledError(Exception):
-    """The agent was told to leave while it read."""
 
 
 @dataclass

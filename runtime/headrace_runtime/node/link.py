@@ -1,5 +1,5 @@
-"""Paths that engines are given, and that lead to wherever a folder is. Called by `custody.py`, for the model's copy, and
-by `adapters.py`."""
+"""Paths that engines are given, and that lead to wherever a folder is. Called by `custody.py` (the model's copy) and by
+`adapters.py`."""
 
 from pathlib import Path
 from secrets import token_hex

@@ -11,7 +11,6 @@ import aiohttp
 
 from headrace_runtime.contract import Adapter, NodeContract, Place
 from headrace_runtime.engine import arguments
-from headrace_runtime.models.errors import CancelledError as FetchCancelledError
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.mounted import ContractFile
@@ -80,7 +79,7 @@ def with_place_for_copy(contract: NodeContract, run_dir: Path) -> NodeContract:
 
 
 def locate(copies: Copies | None, adapter: Adapter, progress: weights.Progress) -> Path:
-    """Where an adapter's files are; blocks while they are fetched. Raises LocateError, CancelledError of `weights`."""
+    """Where an adapter's files are; blocks while they are fetched. Raises LocateError, CancelledError."""
     if adapter.path:
         return Path(adapter.path)
     if copies is None:
@@ -91,8 +90,6 @@ def locate(copies: Copies | None, adapter: Adapter, progress: weights.Progress) 
         return copies.fetch(adapter.source, adapter.integrity, fetching)
     except FetchError as error:
         raise LocateError(str(error)) from error
-    except FetchCancelledError as error:
-        raise weights.CancelledError from error
 
 
 def _launcher(contract: NodeContract, place: Place, children: Children) -> Launcher:

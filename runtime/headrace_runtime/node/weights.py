@@ -10,7 +10,6 @@ leads out is a problem, never followed. What the files' form alone says (`unsafe
 """
 
 __all__ = [
-    "CancelledError",
     "Listing",
     "Manner",
     "ModelNotFoundError",
@@ -34,7 +33,7 @@ from pathlib import Path
 from headrace_runtime.contract import Integrity, Reason, WeightsState
 from headrace_runtime.models.record import Stamp
 from headrace_runtime.node import signature, unsafe
-from headrace_runtime.node.hashing import CancelledError, Progress, file_digest, folder_digest
+from headrace_runtime.node.hashing import Progress, file_digest, folder_digest
 from headrace_runtime.node.signature import SignatureError, Signed
 
 THREADS = 8
