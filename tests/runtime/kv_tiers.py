@@ -69,11 +69,16 @@ class Run:
     lost: int = 0
 
     def state(self) -> KvState:
+        """Once the store was opened, or the tier says why it was not."""
         run_dir = Path(self.place.run_dir)
-        wait_until("the tier says how it is", lambda: report.read(run_dir) is not None, 60)
-        state = report.read(run_dir)
-        assert state
-        return state
+        told: list[KvState] = []
+
+        def says() -> bool:
+            told[:] = [state for state in [report.read(run_dir)] if state and (state.ready or state.reason)]
+            return bool(told)
+
+        wait_until("the tier says how it is", says, 60)
+        return told[0]
 
     def until(self, what: str, condition: Callable[[KvState], bool], seconds: float = 90) -> KvState:
         wait_until(f"{what}; at first: {self.state()}", lambda: condition(self.state()), seconds)

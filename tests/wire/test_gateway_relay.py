@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace_runtime.gateway import upstream
 from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.kept import bodies, chunk
 from headrace_runtime.gateway.port import Server
@@ -165,6 +167,38 @@ async def test_a_cut_answer_is_never_taken_for_complete(pieces: list[bytes]) -> 
             await relayed(url, pool)
         pool.close()
         assert caught.value.cause == "reset"
+
+
+@contextlib.contextmanager
+def listener_that_never_accepts() -> Iterator[str]:
+    """Its queue has one place, which is taken: who connects hears nothing."""
+    with socket.socket() as listener, socket.socket() as first:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_an_engine_that_does_not_answer_is_told_from_one_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(upstream, "LATE", 1000.0)  # of a busy machine nothing is asked here
+    with listener_that_never_accepts() as url:
+        with pytest.raises(EngineError, match="no connection within") as silent:
+            await Pool().get(url, "/health")
+    with pytest.raises(EngineError) as refused:
+        await Pool().get(url, "/health")
+    assert (silent.value.cause, refused.value.cause) == ("connect_timeout", "connect")
+
+
+async def test_a_process_that_was_kept_from_running_tries_to_connect_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(upstream, "LATE", 1.0)  # a machine that is busier than the test thinks makes no difference
+    pool = Pool()
+    async with engine_that_sends([b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"]) as url:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+        exchange = await pool.get(url, "/health")
+        assert await exchange.whole() == b"ok"
+        pool.close()
 
 
 async def test_keeps_a_connection_for_the_next_request_and_notices_its_end() -> None:

@@ -18,12 +18,10 @@ from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.fleet import Fleet, Slot
 from headrace_runtime.gateway.quarantine import Reason
 from headrace_runtime.gateway.request import COMPLETIONS
-from headrace_runtime.gateway.upstream import EngineError, Pool
+from headrace_runtime.gateway.upstream import LATE, EngineError, Pool
 
 log = logging.getLogger(__name__)
 
-LATE = 1.5
-"""A deadline of this process that comes later than by this factor says nothing of others."""
 PROBE_HEADERS = (("x-request-id", "headrace-probe"),)
 COMPUTED = (b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total", b"vllm:kv_cache_usage_perc",
             b"vllm:iteration_tokens_total_count")  # fmt: skip

@@ -24,7 +24,7 @@ from headrace_runtime.gateway.request import Facts, body_with_token_ids, decode_
 from headrace_runtime.gateway.routing import Choice
 from headrace_runtime.gateway.selection import Phase, Selection
 from headrace_runtime.gateway.telemetry import Record
-from headrace_runtime.gateway.upstream import Cause, EngineError
+from headrace_runtime.gateway.upstream import UNSENT, Cause, EngineError
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Journey:
         return first if self.facts.stream or self.resume is not None else await self._collect(engine, first)
 
     def _transfer_lost(self, cause: Cause) -> None:
-        if cause != "connect":  # else the parameters were not used: a new pair may be tried
+        if cause not in UNSENT:  # else the parameters were not used: a new pair may be tried
             self.means.telemetry.transferred("given_up")
             self._compute_again("decode", cause)
 

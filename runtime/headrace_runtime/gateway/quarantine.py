@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 State = Literal["closed", "open", "half_open"]
-Reason = Literal["", "new", "connect", "unhealthy", "silent", "reset", "timeout", "status", "error_event"]
-"""new: not known to answer yet · connect: nobody listens · unhealthy: `/health` says no, or nothing · silent: owes
-bytes and sends none · the others: what requests ended by."""
+Reason = Literal[
+    "", "new", "connect", "connect_timeout", "unhealthy", "silent", "reset", "timeout", "status", "error_event"
+]
+"""new: not known to answer yet · connect: nobody listens · connect_timeout: no answer, for which one lost packet is
+enough, or a busy machine · unhealthy: `/health` says no, or nothing · silent: owes bytes and sends none · the others:
+what requests ended by."""
 
-DISPROVED_BY_HEALTH: frozenset[Reason] = frozenset({"new", "connect", "unhealthy"})
+DISPROVED_BY_HEALTH: frozenset[Reason] = frozenset({"new", "connect", "connect_timeout", "unhealthy"})
 """What a good health check speaks against, so that a probe is worth its while at once."""
 STRONG: frozenset[Reason] = frozenset({"connect", "unhealthy", "silent"})
 """One is enough. Of the others it takes several with no success between them: one request may be at fault itself."""

@@ -13,14 +13,14 @@ from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.request import Facts
 from headrace_runtime.gateway.routing import Choice, Need, rank
 from headrace_runtime.gateway.telemetry import Record
-from headrace_runtime.gateway.upstream import Cause, EngineError
+from headrace_runtime.gateway.upstream import UNSENT, Cause, EngineError
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 0.02
 LOOKS = 100
 """Discovery answers, and a health check ends, well before."""
-LOST: frozenset[Cause] = frozenset({"connect", "reset", "silent"})
+LOST: frozenset[Cause] = UNSENT | {"reset", "silent"}
 """What says that the engine went, rather than that it refused."""
 SAYS_NOTHING = frozenset({404, 501})
 """Statuses after which another engine is asked, and that say nothing of the engine's health: an adapter that it has yet

@@ -118,6 +118,7 @@ class Gateway:
             if cut:
                 log.warning("%d answers were cut after %s s of draining", cut, self._contract.drain_seconds)
         finally:
+            await self._server.drain(0.0)  # of which only a block that failed has left something
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import httptools
 
 CONNECT_SECONDS = 2.0
+LATE = 1.5
+"""A deadline of this process that comes later than by this factor says nothing of others."""
 IDLE_SECONDS = 4.0
 """Idle connections older than this are not used again: vLLM's server closes them after 5 s."""
 
@@ -23,7 +25,9 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KE
 """A connection whose other end is gone without a word (a node, an entry of a NAT table) ends after 11 s of silence. The
 kernel of an engine that is merely hung still answers: that is `patience.py`'s business."""
 
-Cause = Literal["connect", "reset", "timeout", "silent", "status", "error_event"]
+Cause = Literal["connect", "connect_timeout", "reset", "timeout", "silent", "status", "error_event"]
+UNSENT: frozenset[Cause] = frozenset({"connect", "connect_timeout"})
+"""The engine never saw the request."""
 
 
 class EngineError(Exception):
@@ -281,13 +285,13 @@ class Pool:
         self, url: str, target: str, body: bytes, headers: Iterable[tuple[str, str]], fresh: bool = False
     ) -> Exchange:
         """Send a JSON body; on a new connection where `fresh`. `headers` hold nothing that a client could have made up
-        freely. Raises EngineError("connect")."""
+        freely. Raises EngineError of a cause in `UNSENT`."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         head = f"content-type: application/json\r\n{lines}content-length: {len(body)}\r\n"
         return await self._ask(url, f"POST {target}", head, body, fresh)
 
     async def get(self, url: str, target: str) -> Exchange:
-        """Raises EngineError("connect")."""
+        """Raises EngineError of a cause in `UNSENT`."""
         return await self._ask(url, f"GET {target}", "", b"", fresh=False)
 
     async def _ask(self, url: str, what: str, headers: str, body: bytes, fresh: bool) -> Exchange:
@@ -326,17 +330,21 @@ class Pool:
         return None
 
     async def _connect(self, address: tuple[str, int]) -> Connection:
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                transport, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self, address), *address
-                )
+        """A process that was itself kept from running may have been answered in time: it tries again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    transport, connection = await loop.create_connection(lambda: Connection(self, address), *address)
+            except TimeoutError:
+                if loop.time() - began <= LATE * CONNECT_SECONDS:
+                    raise EngineError("connect_timeout", f"no connection within {CONNECT_SECONDS:g} s") from None
+            except OSError as error:
+                raise EngineError("connect", str(error)) from error
+            else:
                 notice_loss(transport.get_extra_info("socket"))
-        except TimeoutError:
-            raise EngineError("connect", f"no connection within {CONNECT_SECONDS:g} s") from None
-        except OSError as error:
-            raise EngineError("connect", str(error)) from error
-        return connection
+                return connection
 
 
 def are_whole_chunks(data: bytes) -> bool:
