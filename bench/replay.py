@@ -20,6 +20,7 @@ from bench.report import percentile
 from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
 from headrace_runtime.gateway.blocks import Stored
+from headrace_runtime.gateway.prefix import PrefixIndex
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Engine, Need, Policy, rank
 
@@ -119,17 +120,22 @@ class SimulatedFleet:
         for name, engine in self.engines.items():
             while engine.happened and engine.happened[0][0] + EVENT_SECONDS <= now:
                 when, what, one, blocks = engine.happened.popleft()
-                if what == "removed":
-                    index.remove(name, blocks)
-                elif what == "stored":
-                    index.store(name, Stored(blocks, None, blocks, 1))
                 if blocks:
-                    index.heard(name, when)
+                    learn(index, name, when, what, blocks)
                 elif one is not None and what == "first":
                     self._placed[one][0].computed()
                 elif one is not None:
                     self._placed.pop(one)[1].close()
                     self._loads[name] -= 1
+
+
+def learn(index: PrefixIndex, name: str, when: float, what: str, blocks: Sequence[int]) -> None:
+    """An engine's event of these blocks: that they are there, or no longer."""
+    if what == "removed":
+        index.remove(name, blocks)
+    else:
+        index.store(name, Stored(blocks, None, blocks, 1))
+    index.heard(name, when)
 
 
 # What no routing can pass

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from socket import socket
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +42,7 @@ from headrace_runtime.contract import (
     Resume,
 )
 from local.engine import build, models
+from local.programs import wait_until
 
 MODEL = "tiny"
 STREAMS = 6
@@ -104,11 +105,7 @@ class Owned:
         """Gives back once nothing of it holds the port: an engine goes a moment after its agent."""
         os.killpg(self._program.pid, signal.SIGKILL)
         self._life.close()
-        deadline = perf_counter() + ENDED_SECONDS
-        while _listens(self.url):
-            if perf_counter() > deadline:
-                raise RuntimeError(f"the engine at {self.url} outlived its agent by {ENDED_SECONDS:g} s")
-            sleep(0.01)
+        wait_until(f"the engine at {self.url} is gone", lambda: not _listens(self.url), ENDED_SECONDS)
 
 
 def _listens(url: str) -> bool:

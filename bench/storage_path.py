@@ -20,6 +20,7 @@ from typing import Final, Literal
 from rich.progress import Progress
 
 from bench.enginemodel import BLOCK, Request, Running, prefill_seconds
+from bench.replay import learn
 from bench.report import Options, Report, at_most, percentile, spread
 from bench.tieredengine import TieredEngine
 from headrace_runtime.contract import Endpoint
@@ -175,12 +176,8 @@ class Fleet:
         while happened and happened[0][0] + EVENT_SECONDS <= until:
             when, what, one, blocks = happened.popleft()
             self._now = max(self._now, when)
-            if what == "removed":
-                index.remove(name, blocks)
-            elif what == "stored":
-                index.store(name, Stored(blocks, None, blocks, 1))
             if blocks:
-                index.heard(name, when)
+                learn(index, name, when, what, blocks)
             elif one is not None and what == "first":
                 self._first(self._running[one], name, when)
             elif one is not None:

@@ -12,6 +12,7 @@ them side by side. `SecondaryTierManager` of vLLM 0.32 (vllm/v1/kv_offload/tieri
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from functools import partial
 from importlib.metadata import version
@@ -160,9 +161,12 @@ class DiskTier(SecondaryTierManager):  # type: ignore[misc] # vLLM is not there 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         self._usable = not self._transfers.hanging
         if self._hits:
-            hits, self._hits = self._hits, {}
-            for at in set(hits.values()):
-                self._keeper.touch([key for key in hits if hits[key] == at], at)
+            moments: defaultdict[float, list[OffloadKey]] = defaultdict(list)
+            for key, at in self._hits.items():
+                moments[at].append(key)
+            self._hits = {}
+            for at, keys in moments.items():
+                self._keeper.touch(keys, at)
 
     def drain_jobs(self) -> None:
         self._transfers.settle()

@@ -184,12 +184,15 @@ class Adapters:
         engine, served = self._engine, await self._routes.served()
         if served is None or engine != self._engine:
             return
+        applied = False
         for change in changes(self._paths(), served):
             if engine == self._engine and self._is_due(change):
                 await self._apply(change)
-        served = await self._routes.served()
-        if served is None or engine != self._engine:
-            return
+                applied = True
+        if applied:
+            served = await self._routes.served()
+            if served is None or engine != self._engine:
+                return
         self._served = served
         states = self.states()
         self.pending = self.pending and not all(state.served or state.problem for state in states)
