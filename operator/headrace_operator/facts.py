@@ -45,6 +45,7 @@ def read_pod(obj: Object) -> Pod:
     born, index = _born_as(meta["name"])
     ready = conditions.get("Ready", {}).get("status") == "True"
     created = meta.get("creationTimestamp")
+    waiting_since = None if ready else conditions.get("Ready", {}).get("lastTransitionTime") or created
     returns_to = (meta.get("annotations") or {}).get(names.RETURNS_TO, "")
     blocker = None if ready else _blocker(meta["name"], phase, status, conditions)
     if returns_to and blocker is not None and blocker.reason == Reason.UNSCHEDULABLE:
@@ -64,6 +65,7 @@ def read_pod(obj: Object) -> Pod:
         ip=status.get("podIP", ""),
         node=obj.get("spec", {}).get("nodeName", ""),
         created=datetime.fromisoformat(created) if created else None,
+        waiting_since=datetime.fromisoformat(waiting_since) if waiting_since else None,
         kv_slot=labels.get(names.KV_SLOT, ""),
         returns_to=returns_to,
         blocker=blocker,

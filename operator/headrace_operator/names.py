@@ -99,6 +99,11 @@ def engine_pod(deployment: str, role: str, revision: str, index: int) -> str:
     return child(deployment, role, revision, str(index))
 
 
+def record(deployment: str, revision: str) -> str:
+    """The ControllerRevision that keeps what engines of a revision are made from."""
+    return child(deployment, revision)
+
+
 def kv_slot(role: str, number: int) -> str:
     """A slot that KV blocks belong to, in labels, claims and status: `decode-0`."""
     return f"{role}-{number}"

@@ -45,7 +45,7 @@ RULES: tuple[Rule, ...] = (
         "heads and engines; a gateway may get, list and watch pods, and who grants that must hold it",
     ),
     Rule("", ("configmaps", "serviceaccounts", "services"), APPLIED, "contracts, gateways' identities, addresses"),
-    Rule("apps", ("deployments",), APPLIED, "gateways"),
+    Rule("apps", ("controllerrevisions", "deployments"), APPLIED, "the history of revisions, gateways"),
     Rule("", ("persistentvolumeclaims",), APPLIED, "disks for KV blocks, where a spec asks for claims"),
     Rule(RBAC, ("rolebindings", "roles"), APPLIED, "a gateway's right to watch the pods of its namespace"),
     Rule("", ("secrets",), ("create",), "the token of a Ray cluster, made once and never read back"),

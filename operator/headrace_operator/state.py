@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, RolloutProgress
 from headrace_runtime.contract import NodeState
 
 Object = dict[str, Any]
@@ -95,6 +95,8 @@ class Pod:
     ip: str = ""
     node: str = ""
     created: datetime | None = None
+    waiting_since: datetime | None = None
+    """When it stopped being ready; where it never was, when it was made. None: it is ready, or nobody knows."""
     kv_slot: str = ""
     """Of an engine, the slot whose KV blocks it reads and writes. Empty: they do not outlive it."""
     returns_to: str = ""
@@ -156,6 +158,34 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What the engines are to be made from now: the spec as it is written, or, once its rollout has failed and it says
+    so, the last good revision."""
+
+    spec: InferenceDeploymentSpec
+    """The user's, with the words of another revision in their places where that is the target."""
+    manifest: Mapping[str, str] | None
+    """The checksums that belong to it."""
+    revision: str
+    reason: str = ""
+    """Why the rollout of `failed` has failed: a constant of `conditions.Reason`."""
+    message: str = ""
+    """The same in a sentence."""
+    failed: str | None = None
+    """The revision of the spec as it is written, where its rollout has failed."""
+    held: bool = False
+    """No engine is created: the target itself has failed, and engines of another revision serve."""
+    progress: RolloutProgress | None = None
+    """How far the rollout of the target has come. None: there is none."""
+    records: frozenset[str] = frozenset()
+    """Names of the records of the history that stay."""
+
+    @property
+    def rolled_back(self) -> bool:
+        return self.failed is not None and self.failed != self.revision
+
+
+@dataclass(frozen=True)
 class Slot:
     """One engine pod of the current revision that shall exist."""
 
@@ -190,6 +220,8 @@ class Plan:
     back to."""
     head: bool = True
     """Whether the head's pod of this head revision shall exist now. False: the old one must be gone first."""
+    record: int | None = None
+    """The number under which the history takes up this revision. None: it is in it."""
 
 
 @dataclass(frozen=True)

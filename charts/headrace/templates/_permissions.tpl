@@ -20,9 +20,9 @@
 - apiGroups: [""]
   resources: ["configmaps", "serviceaccounts", "services"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
-# gateways
+# the history of revisions, gateways
 - apiGroups: ["apps"]
-  resources: ["deployments"]
+  resources: ["controllerrevisions", "deployments"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
 # disks for KV blocks, where a spec asks for claims
 - apiGroups: [""]

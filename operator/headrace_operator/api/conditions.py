@@ -125,6 +125,10 @@ class Reason:
     ROLLING_OUT: Final = "RollingOut"
     SCALING: Final = "Scaling"
 
+    # Progressing and Degraded: a rollout has failed.
+    PROGRESS_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
+    CANARY_REJECTED: Final = "CanaryRejected"
+
     # Degraded.
     AS_WANTED: Final = "AsWanted"
     BELOW_WANTED: Final = "BelowWanted"

@@ -64,9 +64,13 @@ class Rollout(Frozen):
     canary: Canary | None = None
     """Give the new revision its share of the traffic in steps."""
     auto_rollback: bool = False
-    """Go back to the last good revision when the new one does not become ready in time."""
+    """Go back to the last good revision when a rollout has failed. The spec stays as it is written."""
     progress_deadline: Duration | None = None
-    """Time without progress after which a rollout has failed."""
+    """Time in which one more engine must become ready, or the rollout has failed. Default: no deadline."""
+    history_limit: int = Field(default=5, ge=0, le=100)
+    """Earlier revisions that are kept to go back to, beside those in use and the last good one."""
+    restarted_at: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Any text. A new one makes one rollout of an unchanged spec, as `headrace restart` does."""
 
 
 class Drain(Frozen):

@@ -34,6 +34,17 @@ class Condition(Reported):
     """When `status` last changed."""
 
 
+class RolloutProgress(Reported):
+    """How far a rollout has come. Absent while none goes on."""
+
+    revision: Text
+    """The revision that is being rolled out."""
+    ready: Count = 0
+    """The most engines of it that were ready at a time."""
+    since: Timestamp
+    """When that many were reached first."""
+
+
 class RevisionStatus(Reported):
     """Revisions: hashes of the part of the spec that engines are made from."""
 
@@ -41,6 +52,16 @@ class RevisionStatus(Reported):
     """The revision that answers."""
     updating: Text | None = None
     """The revision that is being rolled out."""
+    failed: Text | None = None
+    """The revision of the spec as it is written, where its rollout has failed."""
+    reason: Text | None = None
+    """Why it failed, in one CamelCase word."""
+    message: Text | None = None
+    """Why it failed, in a sentence with the pods that were in the way."""
+    good: tuple[Text, ...] = Field(default=(), max_length=128, json_schema_extra=ATOMIC)
+    """Revisions of the history that were whole and have answered, the last one first."""
+    progress: RolloutProgress | None = None
+    """How far the rollout has come."""
 
 
 class AdapterStatus(Reported):

@@ -111,6 +111,10 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "rollout.strategy": ANY,
     "rollout.maxSurge": ANY,
     "rollout.maxUnavailable": ANY,
+    "rollout.autoRollback": ANY,
+    "rollout.progressDeadline": ANY,
+    "rollout.historyLimit": ANY,
+    "rollout.restartedAt": ANY,
     "drain.timeout": ANY,
     "recovery.backoff.base": ANY,
     "recovery.backoff.max": ANY,
@@ -136,8 +140,6 @@ NOT_YET: Final[tuple[str, ...]] = (
     "ray.gcs.redis",
     "ray.gcs.volume.claimTemplate",
     "rollout.canary",
-    "rollout.autoRollback",
-    "rollout.progressDeadline",
     "observability",
 )
 """Fields, with all below them, that this version refuses. Defaults are no offence: the API server fills them in."""

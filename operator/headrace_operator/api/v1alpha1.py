@@ -53,6 +53,7 @@ from headrace_operator.api.status import (
     RayStatus,
     RevisionStatus,
     RoleStatus,
+    RolloutProgress,
 )
 from headrace_operator.api.types import Duration, Frozen, LocalRef, Quantity, Timestamp, list_map
 
@@ -108,6 +109,7 @@ __all__ = [
     "RoleScaling",
     "RoleStatus",
     "Rollout",
+    "RolloutProgress",
     "Routing",
     "Scaling",
     "Speculative",

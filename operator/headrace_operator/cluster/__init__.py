@@ -37,16 +37,28 @@ SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
 SECRET = Kind("v1", "Secret", "secrets")
 EVENT = Kind("v1", "Event", "events")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+CONTROLLER_REVISION = Kind("apps/v1", "ControllerRevision", "controllerrevisions")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
-OWNED = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, SERVICE, DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD)
+OWNED = (
+    CONFIG_MAP,
+    SERVICE_ACCOUNT,
+    ROLE,
+    ROLE_BINDING,
+    SERVICE,
+    DEPLOYMENT,
+    CONTROLLER_REVISION,
+    PERSISTENT_VOLUME_CLAIM,
+    POD,
+)
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
 """Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""
 
-KINDS = {kind.kind: kind for kind in (*OWNED, INFERENCE_DEPLOYMENT, SECRET, EVENT)}
+KINDS = {kind.kind: kind for kind in (*OWNED, INFERENCE_DEPLOYMENT, SECRET, EVENT, LEASE)}
 
 
 def kind_of(obj: Object) -> Kind:

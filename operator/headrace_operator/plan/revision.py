@@ -35,6 +35,7 @@ def engine_revision(spec: InferenceDeploymentSpec, manifest: Mapping[str, str] |
         "roles": {role.name: _role_words(role) for role in spec.roles},
         "checksums": dict(manifest or {}),
         "kvEvents": spec.gateway.routing.policy == "PrefixAware",  # engines are started to publish them
+        "restartedAt": spec.rollout.restarted_at,
     }
     if spec.disaggregated:
         words["disaggregation"] = _words(spec.disaggregation, include={"connector", "on_transfer_failure"})
