@@ -46,9 +46,15 @@ from headrace_runtime.contract.base import (
     Place,
     RoleName,
 )
+from headrace_runtime.contract.figures import (
+    CanaryFigures,
+    GatewayFigures,
+    RoleFigures,
+)
 from headrace_runtime.contract.gateway import (
     LIVE,
     Admission,
+    CanaryShare,
     Endpoint,
     FileDiscovery,
     FixedDiscovery,
@@ -81,6 +87,9 @@ from headrace_runtime.contract.node import (
 from headrace_runtime.contract.options import (
     OWNED_OPTIONS,
     owned_option,
+)
+from headrace_runtime.contract.sketch import (
+    Sketch,
 )
 from headrace_runtime.contract.state import (
     AdapterState,
@@ -129,6 +138,8 @@ __all__ = [
     "AdapterState",
     "Admission",
     "Backoff",
+    "CanaryFigures",
+    "CanaryShare",
     "Contract",
     "Endpoint",
     "Engine",
@@ -136,6 +147,7 @@ __all__ = [
     "FixedDiscovery",
     "Frozen",
     "GatewayContract",
+    "GatewayFigures",
     "HeadContract",
     "Integrity",
     "KeyRule",
@@ -160,7 +172,9 @@ __all__ = [
     "RayState",
     "Reason",
     "Resume",
+    "RoleFigures",
     "RoleName",
+    "Sketch",
     "Transfer",
     "WeightsState",
     "live_update",

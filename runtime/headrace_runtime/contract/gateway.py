@@ -97,6 +97,16 @@ class FileDiscovery(Frozen):
     path: str
 
 
+class CanaryShare(Frozen):
+    """How much of the traffic goes to a revision that is being tried (`gateway/share.py`)."""
+
+    revision: str
+    percent: int = Field(ge=0, le=100)
+    """Of requests. The others go to any other revision."""
+    step: str = ""
+    """Names the step: `GET /figures` tells what was counted since another one."""
+
+
 class GatewayContract(Frozen):
     """For `headrace_runtime gateway`: the only way in."""
 
@@ -137,6 +147,8 @@ class GatewayContract(Frozen):
     keys_folder: str | None = None
     """Folder of the API keys, a file each (`gateway/keys.py`); its contents are live. None: no key is asked for."""
     admission: Admission = Admission()
+    canary: CanaryShare | None = None
+    """None: requests go to engines of all revisions alike."""
     drain_seconds: float = 60.0
     port: int = GATEWAY_PORT
     admin_port: int = GATEWAY_ADMIN_PORT
@@ -144,7 +156,7 @@ class GatewayContract(Frozen):
 
 LIVE: Final = frozenset({
     "routing", "min_prompt_tokens", "on_transfer_failure", "prefill_seconds", "transfer_seconds", "max_retries",
-    "resume", "access_log", "admission", "adapters", "kv_sharing",
+    "resume", "access_log", "admission", "adapters", "kv_sharing", "canary",
 })  # fmt: skip
 """Fields of `GatewayContract` that change under a running gateway, for requests that come after."""
 

@@ -50,6 +50,12 @@ class Admission:
         return len(self._gate.line)
 
     @property
+    def oldest_wait(self) -> float:
+        """Seconds that the request at the head of the queue has waited; 0 where none waits."""
+        oldest = self._gate.line.oldest()
+        return max(0.0, time.monotonic() - oldest.arrived) if oldest is not None else 0.0
+
+    @property
     def running(self) -> int:
         return self._gate.running
 

@@ -45,6 +45,11 @@ class Placed:
         self._ahead = affinity.waiting.get(engine, 0.0)
         affinity.waiting[engine] = self._ahead + self._cost
 
+    @property
+    def cached(self) -> float | None:
+        """Of the prompt's tokens, those that the engine was known not to have to compute."""
+        return self._tokens - self.work.computed - self.work.fetched
+
     def took(self, seconds: float) -> None:
         """From when the engine was asked to its first token."""
         self._affinity.learn_time(self._engine, self.work, seconds, self._ahead)
@@ -65,6 +70,8 @@ class Placed:
 
 class Unplaced:
     """In place of `Placed` where nothing is known of the prompt."""
+
+    cached: float | None = None
 
     def took(self, seconds: float) -> None: ...
     def computed(self) -> None: ...

@@ -94,6 +94,7 @@ class Delivery:
         self._lost: list[str] = []
         """Engines by name, once for each loss."""
         self._prompt_tokens: int | None = None
+        self._first_events = first.payload.count(b"\n\n")
 
     async def begin(self, first: First) -> EngineError | None:
         """Relay the first engine's answer; gives what became of the engine where that was not the whole answer."""
@@ -129,6 +130,7 @@ class Delivery:
         self._record.outcome = "broken" if self._relay.said_error else "answered"
         if self._facts.stream:
             self._relay.finish()
+            self._time()
             return
         assert self._kept is not None
         try:
@@ -154,6 +156,14 @@ class Delivery:
         self._record.tokens = prompt + self._relay.events
         if self._kept is not None:
             self._kept.release()
+
+    def _time(self) -> None:
+        """Of a whole stream, by its first and its last event: nothing is timed in between."""
+        record, ends = self._record, 1 + self._wants_usage()  # [DONE], and the event that tells the usage
+        if record.outcome == "answered" and self._facts.resumable:
+            record.last_token = time.monotonic()
+            record.output_tokens = max(0, self._relay.events - ends)
+            record.gaps = record.output_tokens - self._first_events
 
     def _who(self) -> tuple[str, str]:
         return self._record.request_id, self._record.decode

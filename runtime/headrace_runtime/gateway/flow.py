@@ -30,6 +30,7 @@ from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.reload import Live
 from headrace_runtime.gateway.request import parse, salted, trace_of
+from headrace_runtime.gateway.share import side
 from headrace_runtime.gateway.sharing import salt_of
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 from headrace_runtime.gateway.upstream import Pool
@@ -49,12 +50,15 @@ class Flow:
     pool: Pool
     telemetry: Telemetry
     turn: "itertools.count[int]" = field(default_factory=itertools.count)
+    arrivals: "itertools.count[int]" = field(default_factory=itertools.count)
+    """Of requests while a canary is under way."""
     kept: Allowance = field(default_factory=Allowance)
     affinity: Affinity = field(default_factory=Affinity)
 
     async def __call__(self, request: Request, answer: Answer) -> None:
         record = Record(answer.request_id, request.path, time.monotonic())
         self.telemetry.in_flight.inc()
+        self.telemetry.figures.arrivals += 1
         try:
             caller = self.admission.caller(request.headers)
             record.key = caller.key
@@ -64,7 +68,9 @@ class Flow:
             facts = parse(request.path, request.body, contract.served_name, canary, trace, contract.adapters)
             if contract.kv_sharing == "Key" and facts.computed:
                 facts = salted(facts, salt_of(contract, caller.key, caller.exempt, facts.document.get("cache_salt")))
-            record.stream, record.prompt_tokens = facts.stream, facts.prompt_tokens
+            record.stream, record.prompt_tokens, record.own = facts.stream, facts.prompt_tokens, canary is not None
+            if contract.canary is not None and canary is None:
+                record.side = side(contract.canary, next(self.arrivals))
             async with self.admission.admitted(caller, record, len(request.body)) as limits:
                 answer.also = limits
                 await deliver(Journey(self._means(), facts, record), answer)

@@ -56,6 +56,7 @@ class Journey:
         """The engine that wrote the answer failed after its first token."""
         if self._decode is not None:
             self.means.fleet.failed(self._decode, failure.cause)
+            self.means.telemetry.figures.failed_by(self._decode)
 
     @asynccontextmanager
     async def first_token(self) -> AsyncIterator[First]:
@@ -133,6 +134,7 @@ class Journey:
     async def _computed(self, engine: Endpoint, placed: Placed | Unplaced = UNPLACED) -> First:
         """The decode engine computes the prompt itself, or loads it. `placed`: as this was foreseen."""
         self.record.prefill, self.record.decode, self.record.revision = "", engine.name, engine.revision
+        self.record.role, self.record.cached = engine.role, placed.cached
         body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
         seconds = None if self.facts.computed else FRONT_END_SECONDS
         began = time.monotonic()
@@ -147,7 +149,7 @@ class Journey:
         self, prefill: Endpoint, engine: Endpoint, transfer: Transfer, placed: Placed | Unplaced
     ) -> First:
         """The decode engine fetches the prompt's KV blocks from `prefill`."""
-        self.record.decode, self.record.revision = engine.name, engine.revision
+        self.record.decode, self.record.revision, self.record.role = engine.name, engine.revision, engine.role
         links, body = self.means.fleet.links, decode_body(self.facts, transfer, token_ids=self.resume is not None)
         seconds = links.deadline(prefill, engine, self.facts.prompt_tokens, self._contract.transfer_seconds)
         began = time.monotonic()
@@ -182,6 +184,7 @@ class Journey:
         began = time.monotonic()
         try:
             with self._using(engine) as placed:
+                self.record.cached = placed.cached
                 prompt = self._selection.prompt
                 body = prefill_body(self.facts, token_ids=prompt is not None and not prompt.known)
                 first = await self._ask(engine, body, False, self._contract.prefill_seconds, "prefill")
@@ -218,6 +221,8 @@ class Journey:
         self, engine: Endpoint, body: bytes, streamed: bool, seconds: float | None = None, phase: Phase = "decode"
     ) -> First:
         """Ask one engine. Raises EngineError, noted."""
+        if not self.record.own:
+            self.means.telemetry.figures.asked(engine)
         try:
             async with asyncio.timeout(seconds):
                 return await self._question.ask(engine, body, streamed)

@@ -12,6 +12,7 @@ from headrace_runtime.gateway.explain import explain
 from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.request import Facts
 from headrace_runtime.gateway.routing import Choice, Need, rank
+from headrace_runtime.gateway.share import engines_of
 from headrace_runtime.gateway.telemetry import Record
 from headrace_runtime.gateway.upstream import UNSENT, Cause, EngineError
 
@@ -56,7 +57,9 @@ class Selection:
         short = contract.min_prompt_tokens if facts.canary is None else 0
         prompt = means.affinity.prompt(self.prompt, short) if self.prompt is not None else None
         need = Need(self.split, facts.canary, self._tried, self._avoid, prompt)
-        engines, policy = means.fleet.engines(), contract.routing
+        policy, engines = contract.routing, means.fleet.engines()
+        if self._record.side is not None:
+            engines = [*engines_of(self._record.side, engines, self._tried)]
         ranked = rank(need, engines, policy, next(means.turn))
         if self._record.explain:
             self._record.routing = explain(need, engines, ranked, policy)
@@ -79,6 +82,8 @@ class Selection:
         """Remember for the next try, and tell, that this engine failed."""
         self._means.telemetry.retried(phase, failure.cause)
         log.info("request %s: %s at %s: %s", self._record.request_id, phase, engine.name, failure)
+        if not self._record.own and failure.status not in SAYS_NOTHING:
+            self._means.telemetry.figures.failed_by(engine)
         if failure.cause == "timeout" and phase == "decode":
             self._avoid |= {engine.name}
             return

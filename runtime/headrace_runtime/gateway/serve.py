@@ -86,6 +86,7 @@ class Gateway:
         self._admission = Admission(self._live, self._telemetry)
         self._telemetry.queue.set_function(lambda: self._admission.waiting)
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
+        self._telemetry.figures.share(contract.canary)
         self._reloader = Reloader(self._live, file, self._reloaded)
         self._affinity = Affinity()
         self._telemetry.prefix_blocks.set_function(lambda: len(self._affinity.index))
@@ -137,6 +138,7 @@ class Gateway:
     def _reloaded(self, what: What, result: Result) -> None:
         self._telemetry.reloaded(what, result)
         self._telemetry.access_log = _access_log(self._live.contract)
+        self._telemetry.figures.share(self._live.contract.canary)
         self._admission.reload()
         self._server.routes = self._routes()
 
@@ -201,6 +203,7 @@ class Gateway:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/state", self._state)
+        app.router.add_get("/figures", self._figures)
         app.router.add_get("/metrics", self._metrics)
         canary = Canary(self._contract.served_name, self._admission.own_key, self._own_url)
         app.router.add_post("/canary", canary.answer)
@@ -244,6 +247,11 @@ class Gateway:
             "linksQuarantined": self.fleet.links.quarantined(),
         }
         return web.Response(body=orjson.dumps(body), content_type="application/json")
+
+    async def _figures(self, request: web.Request) -> web.Response:
+        admission = self._admission
+        reading = self._telemetry.figures.reading(admission.running, admission.waiting, admission.oldest_wait)
+        return web.Response(body=reading.model_dump_json(by_alias=True), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})

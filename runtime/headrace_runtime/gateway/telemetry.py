@@ -14,7 +14,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from headrace_runtime.contract import RoleName
+from headrace_runtime.gateway.figures import Figures
 from headrace_runtime.gateway.fleet import Fleet
+from headrace_runtime.gateway.share import Side
 
 Outcome = Literal["answered", "refused", "failed", "broken", "left"]
 """answered: a complete answer of an engine · refused: the client's fault (4xx) · failed: no first token (5xx) ·
@@ -32,6 +35,7 @@ no_engine: none came in time · not_resumable: several sequences, or resume is o
 it · too_often: more losses than allowed."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
 
 @dataclass(slots=True)
@@ -60,6 +64,20 @@ class Record:
     resumed: int = 0
     """How often another engine went on with the answer."""
     first_token: float | None = None
+    last_token: float | None = None
+    """Of a whole stream of one sequence."""
+    gaps: int = 0
+    """Between its events after the first read: about one for each token but the first."""
+    output_tokens: int = 0
+    """Its events."""
+    role: RoleName | None = None
+    """Of the engine that writes the answer."""
+    cached: float | None = None
+    """Tokens of the prompt that the engine which computed it was known to hold; None: that was not known."""
+    side: Side | None = None
+    """Of a canary."""
+    own: bool = False
+    """The operator's question: no client waits for it, and it is in no figure."""
     status: int = 0
     outcome: Outcome = "failed"
 
@@ -67,6 +85,7 @@ class Record:
 class Telemetry:
     def __init__(self, registry: CollectorRegistry, access_log: BinaryIO | None = None) -> None:
         self.access_log = access_log
+        self.figures = Figures()
         self._not_admitted = Counter(
             "headrace_gateway_not_admitted", "Requests that were not let in, by cause", ["cause"], registry=registry
         )
@@ -108,6 +127,12 @@ class Telemetry:
             "From the complete request to the end of its answer",
             ["route"],
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self._itl = Histogram(
+            "headrace_gateway_inter_token_latency_seconds",
+            "Mean time between the tokens of a streamed answer, one sample for each answer",
+            buckets=_GAPS,
             registry=registry,
         )
         self.in_flight = Gauge("headrace_gateway_requests_in_flight", "Requests being served", registry=registry)
@@ -163,9 +188,27 @@ class Telemetry:
         self._duration.labels(record.path).observe(now - record.began)
         if record.first_token is not None and record.stream:
             self._ttft.labels("yes" if record.prefill else "no").observe(record.first_token - record.began)
+        if not record.own:
+            self._count(record)
         if self.access_log is not None:
             self.access_log.write(_line(record, now))
             self.access_log.flush()
+
+    def _count(self, record: Record) -> None:
+        figures, role = self.figures, record.role
+        figures.answered += record.outcome == "answered"
+        figures.failed += record.outcome == "failed"
+        figures.broken += record.outcome == "broken"
+        if role is None or not record.stream or record.first_token is None:
+            return
+        computed_by: RoleName = "prefill" if record.prefill else role
+        seconds = record.first_token - record.began
+        figures.computed(computed_by, record.revision, seconds, record.prompt_tokens, record.cached)
+        if record.last_token is not None:
+            itl = (record.last_token - record.first_token) / record.gaps if record.gaps > 0 else None
+            figures.wrote(role, record.revision, record.output_tokens, itl)
+            if itl is not None:
+                self._itl.observe(itl)
 
 
 class FleetCollector(Collector):

@@ -1,0 +1,135 @@
+"""What a gateway tells of its requests by role and revision, and how it shares them out while a canary is under way."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from headrace_runtime.contract import CanaryShare, GatewayFigures, RoleFigures
+from tests.wire.gateways import LONG, SHORT, Got, World, world
+
+TWO = {f"{role}-{number}": {"revision": f"r{number}"} for role in ("prefill", "decode", "serve") for number in (1, 2)}
+
+
+async def figures(w: World) -> GatewayFigures:
+    async with w.client.get(f"http://127.0.0.1:{w.gateway.admin_port}/figures") as answer:
+        assert answer.status == 200
+        return GatewayFigures.model_validate_json(await answer.read())
+
+
+def of(told: GatewayFigures, role: str, revision: str = "r1") -> RoleFigures:
+    return next(one for one in told.roles if (one.role, one.revision) == (role, revision))
+
+
+async def many(w: World, number: int, **fields: Any) -> list[Got]:
+    """Thirty at a time."""
+    room = asyncio.Semaphore(30)
+
+    async def one() -> Got:
+        async with room:
+            return await w.ask(**fields)
+
+    return await asyncio.gather(*(one() for _ in range(number)))
+
+
+async def test_a_gateway_that_nobody_asked_has_counted_nothing() -> None:
+    async with world("serve-1") as w:
+        told = await figures(w)
+        assert (told.arrivals, told.roles, told.canary, told.oldest_wait) == (0, (), None, 0.0)
+        assert told.start == (await figures(w)).start
+
+
+async def test_figures_are_those_of_a_known_script() -> None:
+    async with world("prefill-0", "decode-0") as w:
+        w.engines["decode-0"].become(itl=0.02)
+        w.engines["prefill-0"].become(prefill_rate=len(LONG) / 0.1)
+        for _ in range(5):
+            assert (await w.ask(max_tokens=10)).status == 200
+        await w.ask(prompt=SHORT, max_tokens=1)
+        told = await figures(w)
+        prefill, decode = of(told, "prefill"), of(told, "decode")
+        assert (told.arrivals, told.answered, told.failed, told.broken) == (6, 6, 0, 0)
+        assert (prefill.requests, prefill.errors, prefill.prompts, prefill.prompt_tokens) == (5, 0, 5, 5 * len(LONG))
+        assert (prefill.answers, prefill.itl.samples) == (0, 0)
+        assert (decode.requests, decode.answers, decode.itl.samples) == (6, 6, 5)
+        assert (decode.prompts, decode.prompt_tokens) == (1, len(SHORT))
+        assert decode.output_tokens == 5 * 10 + 1
+        # The script's times are the least; a busy machine adds to them.
+        ttft, itl = prefill.ttft.quantile(0.5), decode.itl.quantile(0.5)
+        assert ttft is not None
+        assert itl is not None
+        assert ttft >= 0.1 * 0.97
+        assert itl >= 0.02 * 0.9
+
+
+async def test_a_failure_counts_where_it_happened_though_another_engine_answers() -> None:
+    async with world("serve-1", "serve-2", places=TWO, routing="RoundRobin") as w:
+        w.engines["serve-2"].become(fault="status")
+        assert all(got.status == 200 for got in await many(w, 8, prompt=SHORT))
+        told = await figures(w)
+        bad = of(told, "serve", "r2")
+        assert bad.errors == bad.requests > 0
+        assert (of(told, "serve", "r1").errors, told.answered, told.failed) == (0, 8, 0)
+
+
+async def test_an_answer_that_is_lost_on_the_way_counts_as_broken() -> None:
+    async with world("serve-1", resume=None) as w:
+        w.engines["serve-1"].become(fault="cut", at=3)
+        await w.ask()
+        told = await figures(w)
+        assert (told.broken, told.answered, of(told, "serve").answers) == (1, 0, 0)
+
+
+async def test_the_operators_own_question_is_in_no_figure() -> None:
+    async with world("serve-1") as w:
+        await w.ask(headers={"x-headrace-canary": "r1"})
+        told = await figures(w)
+        assert (told.answered, told.roles) == (0, ())
+
+
+@pytest.mark.parametrize("routing", ["LeastLoaded", "RoundRobin", "PrefixAware"])
+@pytest.mark.parametrize("percent", [0, 10, 50, 100])
+async def test_the_share_is_held_whatever_the_routing_and_the_prompt(routing: str, percent: int) -> None:
+    share = CanaryShare(revision="r2", percent=percent, step="one")
+    async with world("serve-1", "serve-2", places=TWO, routing=routing, canary=share) as w:
+        answers = await many(w, 200, max_tokens=1)  # one and the same prompt: every cache speaks for one engine
+        got = Counter(answer.headers["x-headrace-revision"] for answer in answers)
+        assert abs(got["r2"] - 2 * percent) <= 4, got
+
+
+async def test_pairs_are_of_one_revision_while_both_have_their_share() -> None:
+    share = CanaryShare(revision="r2", percent=30, step="one")
+    async with world("prefill-1", "decode-1", "prefill-2", "decode-2", places=TWO, canary=share) as w:
+        answers = await many(w, 100)
+        pairs = Counter((got.headers["x-headrace-prefill"], got.headers["x-headrace-decode"]) for got in answers)
+        assert pairs.keys() == {("prefill-1", "decode-1"), ("prefill-2", "decode-2")}
+        assert abs(pairs["prefill-2", "decode-2"] - 30) <= 4
+
+
+async def test_a_canary_that_fails_loses_no_request_and_is_seen_to_fail() -> None:
+    share = CanaryShare(revision="r2", percent=50, step="one")
+    async with world("serve-1", "serve-2", places=TWO, canary=share) as w:
+        w.engines["serve-2"].become(fault="status")
+        assert all(got.status == 200 for got in await many(w, 60, prompt=SHORT))
+        told = await figures(w)
+        assert of(told, "serve", "r2").errors >= 3  # then it is in quarantine, and nobody asks it
+        assert of(told, "serve", "r1").errors == 0
+
+
+async def test_figures_tell_what_was_counted_before_the_step() -> None:
+    share = CanaryShare(revision="r2", percent=50, step="one")
+    async with world("serve-1", "serve-2", places=TWO, canary=share) as w:
+        assert (await figures(w)).canary is not None
+        await many(w, 10, prompt=SHORT)
+        w.gateway._telemetry.figures.share(share.model_copy(update={"step": "two"}))
+        await many(w, 4, prompt=SHORT)
+        told = await figures(w)
+        assert told.canary is not None
+        assert told.canary.share.step == "two"
+        assert sum(one.requests for one in told.canary.before) == 10
+        assert sum(one.requests for one in told.roles) == 14
+        w.gateway._telemetry.figures.share(told.canary.share)
+        again = await figures(w)
+        assert again.canary is not None
+        assert again.canary.before == told.canary.before
