@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 
 # Runs in an engine's pod. The core is the child of vLLM's server that holds the model. For `memory` the core is made
-# the kernel's first choice, and then memory is taken until the container's limit is met. What the kernel ends then is
-# the cluster's affair: the core, or all of the container (the kubelet's choice since it knows cgroup v2).
+# the kernel's first choice, and then memory is taken until the container's limit is met: in a file, which counts for
+# the container and for no process, since the kernel ends who holds most. What it ends then is the cluster's affair: the
+# core, or all of the container (the kubelet's choice since it knows cgroup v2).
 IN_A_POD = """
 import os, pathlib, re, signal, sys, time
 act, server = sys.argv[1], int(sys.argv[2])
@@ -40,10 +41,13 @@ pids = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]
 core = max((pid for pid in pids if said(pid, "PPid") == str(server)), key=lambda pid: int(said(pid, "VmRSS")))
 if act == "memory":
     pathlib.Path(f"/proc/{core}/oom_score_adj").write_text("1000")
-    taken = []
+    taken, piece = os.memfd_create("taken"), bytes(16 << 20)
     while said(core, "VmRSS") != "0":
         print(time.monotonic(), flush=True)
-        taken.append(b"x" * (64 << 20))
+        try:
+            os.write(taken, piece)
+        except OSError:  # no memory left, and the core has not ended yet
+            time.sleep(0.01)
 else:
     number = signal.SIGKILL if act in ("core", "server") else getattr(signal, act)
     os.kill(server if act == "server" else core, number)

@@ -1,9 +1,11 @@
 """What the chaos suite does inside a pod, done to processes of a test."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,13 @@ for child in [subprocess.Popen([sys.executable, "-c", code]) for code in (small,
 
 @pytest.fixture
 def server() -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", SERVER]) as popen:
+    with serving() as pid:
+        yield pid
+
+
+@contextmanager
+def serving(*within: str) -> Iterator[int]:
+    with subprocess.Popen([*within, sys.executable, "-c", SERVER]) as popen:
         until(lambda: len(children(popen.pid)) == 2 and resident(core_of(popen.pid)) * 4096 > 50 << 20)
         its = children(popen.pid)
         yield popen.pid
@@ -43,11 +51,10 @@ def core_of(server: int) -> int:
     return max(children(server), key=resident)
 
 
-def act(name: str, server: int) -> float:
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_POD, name, str(server)], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
+def act(name: str, server: int, *within: str) -> float:
+    words = [*within, sys.executable, "-c", IN_A_POD, name, str(server)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def state_of(pid: int) -> str:
@@ -74,6 +81,34 @@ def test_it_stops_the_core_and_lets_it_go_on(server: int) -> None:
     until(lambda: state_of(core) == "T")
     act("SIGCONT", server)
     until(lambda: state_of(core) in "SR")
+
+
+@pytest.fixture
+def limited() -> Iterator[tuple[str, ...]]:
+    """The begin of a command: what follows may take 300 MiB, and no more."""
+    old = Path("/sys/fs/cgroup/memory")
+    home, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (old.parent, "memory.max")
+    group = home / f"headrace-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(300 << 20))
+    except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no limit of memory can be set here: {error}")
+    yield "sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"'
+    until(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def test_out_of_memory_the_kernel_ends_the_core_and_nothing_else(limited: tuple[str, ...]) -> None:
+    with serving(*limited) as server:
+        core, other = core_of(server), min(children(server), key=resident)
+        before = time.monotonic()
+        assert before < act("memory", server, *limited) < time.monotonic()
+        until(lambda: core not in children(server) or state_of(core) == "Z")
+        assert state_of(server) in "SRD"
+        assert state_of(other) in "SRD"
 
 
 def test_processes_are_found_by_their_cgroup_and_a_gone_one_has_no_command(server: int) -> None:
