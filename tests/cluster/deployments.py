@@ -282,7 +282,7 @@ class Traffic:
             thread = threading.Thread(target=self._ask, args=(url,), daemon=True)
             thread.start()
             try:
-                self.infd.until("a first request has ended", lambda: self.answered or self.failed, 60)
+                self.infd.until("a first request has ended", lambda: self.answered or self.failed, 120)
                 yield self
             finally:
                 self._stop.set()

@@ -101,14 +101,14 @@ def test_has_no_rights_outside_of_the_namespaces_it_was_given(release: Release) 
 
 def test_looks_after_what_is_applied_there(release: Release) -> None:
     release.cluster.kubectl("--namespace", WATCHED, "apply", "--filename=-", stdin=json.dumps(DEPLOYMENT))
-    wait_until("the engine's pod exists", lambda: len(release.engines()) == 1, 60)
+    wait_until("the engine's pod exists", lambda: len(release.engines()) == 1, 120)
 
 
 def test_an_upgrade_leaves_engines_alone(release: Release) -> None:
     engines = release.engines()
     before = release.operators()
     release.install("logLevel=DEBUG")
-    wait_until("one new operator is there", lambda: len(release.operators()) == 1, 60)
+    wait_until("one new operator is there", lambda: len(release.operators()) == 1, 120)
     assert release.operators().isdisjoint(before)
     deployed = json.loads(release.helm("status", RELEASE, "--output", "json"))
     assert deployed["version"] == 2
@@ -119,7 +119,7 @@ def test_uninstalling_leaves_what_serves_and_nothing_that_gets_stuck(release: Re
     engines = release.engines()
     release.helm("uninstall", RELEASE, "--wait", "--timeout", "60s")
     assert release.objects("roles,rolebindings", "--selector=app.kubernetes.io/name=headrace") == []
-    wait_until("the operator is gone", lambda: not release.operators(), 60)
+    wait_until("the operator is gone", lambda: not release.operators(), 120)
     assert release.engines() == engines
     (left,) = release.objects("infd")
     assert "finalizers" not in left["metadata"]

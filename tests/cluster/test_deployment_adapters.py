@@ -49,11 +49,11 @@ def served(infd: Infd) -> dict[str, str]:
 @pytest.mark.timeout(600)
 def test_an_engine_is_ready_with_the_adapters_that_it_started_with(adapting: Infd) -> None:
     adapting.until_ready()
-    adapting.until("the status counts the adapter", lambda: served(adapting) == {"legal": "1/1"}, 30)
+    adapting.until("the status counts the adapter", lambda: served(adapting) == {"legal": "1/1"}, 90)
     with adapting.gateway() as url:
         assert ask(url, "legal").text != ask(url, "tiny").text
         assert ask(url, "support").status == 404
-    adapting.until("the digest of the first load is pinned", lambda: _pinned(adapting), 30)
+    adapting.until("the digest of the first load is pinned", lambda: _pinned(adapting), 90)
 
 
 @pytest.mark.timeout(600)
@@ -65,7 +65,7 @@ def test_an_adapter_comes_and_goes_under_running_pods(adapting: Infd) -> None:
         seconds = adapting.until("the new one answers", lambda: ask(url, "support").status == 200, HELD_UP_SECONDS)
         print(f"the new adapter answered {seconds:.1f} s after the spec named it")
         assert len({ask(url, name).text for name in ("tiny", "legal", "support")}) == 3
-        adapting.until("the status counts both", lambda: served(adapting) == {"legal": "1/1", "support": "1/1"}, 30)
+        adapting.until("the status counts both", lambda: served(adapting) == {"legal": "1/1", "support": "1/1"}, 90)
         adapting.patch(model={"adapters": adapters("support")})
         seconds = adapting.until("the old one is gone", lambda: ask(url, "legal").status == 404, HELD_UP_SECONDS)
         print(f"the removed adapter was known no more after {seconds:.1f} s")

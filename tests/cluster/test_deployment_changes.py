@@ -26,7 +26,7 @@ def small(headrace: Any) -> Any:
 def test_an_operator_replaced_half_way_comes_to_the_same_end(headrace: Any, small: Infd) -> None:
     operator = headrace.operator_pod()
     small.apply(tiny("small"))
-    small.until("something is made", small.children, 30)
+    small.until("something is made", small.children, 90)
     headrace.system("delete", "pod", operator, "--grace-period=0", "--force")
     print(f"Ready {small.until_ready():.1f} s after the operator was killed in the middle")
     assert sorted(kind.partition("/")[0] for kind in small.children() if not kind.startswith("ReplicaSet")) == sorted(
@@ -45,10 +45,10 @@ def test_it_grows_and_shrinks_and_keeps_its_first_engine(small: Infd) -> None:
         small.until_condition(c.ROLES_READY, "True", Reason.ENGINES_READY, 120)
         assert len(small.pods()) == 2
         with small.gateway() as url:
-            small.until("both answer", lambda: len({_engine(small, url, seed) for seed in range(6)}) == 2, 30)
+            small.until("both answer", lambda: len({_engine(small, url, seed) for seed in range(6)}) == 2, 90)
     finally:
         small.scale(1)
-    small.until("one engine is left", lambda: list(small.pods()) == [first], 60)
+    small.until("one engine is left", lambda: list(small.pods()) == [first], 120)
     small.until_ready(60)
     assert small.lives() == lives
 
@@ -60,7 +60,7 @@ def _engine(infd: Infd, url: str, seed: int) -> str:
 def test_a_label_that_somebody_took_is_put_back(small: Infd) -> None:
     pod, lives = small.pod(), small.lives()
     small.kubectl("label", "pod", pod, f"{names.MANAGED_BY}-")
-    small.until("it is back", lambda: small.pods()[pod]["metadata"]["labels"].get(names.MANAGED_BY), 30)
+    small.until("it is back", lambda: small.pods()[pod]["metadata"]["labels"].get(names.MANAGED_BY), 90)
     assert small.lives() == lives
 
 

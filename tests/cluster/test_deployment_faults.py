@@ -34,7 +34,7 @@ def test_a_lost_engine_is_replaced_and_no_request_fails(chat: Any, role: str) ->
         seconds = infd.until(f"{role} is replaced", lambda: infd.uids(role=role, ready=True) - {lost}, 150)
         seconds += infd.until_condition(c.ROLES_READY, "True", Reason.ENGINES_READY, 30)
         with infd.gateway() as url:
-            infd.until("both take part again", lambda: took_part(infd, url) == set(infd.pods()), 30)
+            infd.until("both take part again", lambda: took_part(infd, url) == set(infd.pods()), 90)
     print(f"{role} deleted: {traffic}, {traffic.without_prefill} of them by one engine alone; back in {seconds:.0f} s")
     assert traffic.failed == []
     assert traffic.without_prefill, "requests went on while it was away"
@@ -69,7 +69,7 @@ def test_a_killed_engine_serves_again_in_the_same_pod(chat: Any) -> None:
     seconds = infd.until("the engine is up again", again, 90)
     with infd.gateway() as url:
         # Until the gateway's health checks have found it again, the prefill engine answers alone.
-        seconds += infd.until("it answers", lambda: answered_by(infd, url) == pod, 30)
+        seconds += infd.until("it answers", lambda: answered_by(infd, url) == pod, 90)
     print(f"EngineCore killed: the pod served again after {seconds:.1f} s")
     assert infd.lives() == lives
     infd.until_ready(60)
@@ -81,9 +81,9 @@ def test_a_lost_ray_head_costs_no_request(chat: Any) -> None:
     (lost,), lives = infd.uids("head"), infd.lives()
     with Traffic(infd).flowing() as traffic:
         infd.kubectl("delete", "pod", infd.pod("head"), "--wait=false")
-        seconds = infd.until("the head is replaced", lambda: infd.uids("head") - {lost}, 60)
+        seconds = infd.until("the head is replaced", lambda: infd.uids("head") - {lost}, 120)
         assert is_ready(infd.read())
-        seconds += infd.until("the loss is seen", lambda: infd.conditions()[c.RAY_READY]["status"] == "False", 30)
+        seconds += infd.until("the loss is seen", lambda: infd.conditions()[c.RAY_READY]["status"] == "False", 90)
         seconds += infd.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
     print(f"head deleted: {traffic}; replaced in {seconds:.1f} s")
     assert traffic.failed == []
@@ -99,7 +99,7 @@ def test_a_new_operator_carries_on_and_touches_no_engine(headrace: Any, chat: An
     headrace.operator_pod()
     contract = f"configmap/{names.head(infd.name)}"
     infd.kubectl("delete", contract)  # only an operator that works brings it back
-    infd.until("the new operator is at work", lambda: infd.kubectl("get", contract, "--ignore-not-found"), 60)
+    infd.until("the new operator is at work", lambda: infd.kubectl("get", contract, "--ignore-not-found"), 120)
     ready = infd.conditions()[c.READY]
     assert (ready["status"], ready["lastTransitionTime"]) == ("True", since)
     assert infd.lives() == lives

@@ -154,7 +154,7 @@ def test_a_killed_engine_reads_its_blocks_again_in_the_same_pod(kept: Infd) -> N
 
     kept.until("the engine is up again", again, 120)
     with kept.gateway() as url:
-        kept.until("it answers", lambda: kept.complete(url, "Hello").status == 200, 60)
+        kept.until("it answers", lambda: kept.complete(url, "Hello").status == 200, 120)
         ask(kept, url, seeds)
     rate = from_disk(kept)
     print(f"killed: {rate:.0%} of the prompts' tokens came from the disk")

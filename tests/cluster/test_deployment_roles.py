@@ -37,11 +37,11 @@ def test_a_prefill_engine_turns_to_decode_and_back_and_no_request_fails(pair: In
     changed, lives, traffic = pair.pod(role="prefill"), pair.lives(), Traffic(pair)
     with traffic.flowing(), pair.gateway() as url:
         pair.patch(roles=roles(pair.name, 0, 2))
-        seconds = pair.until("it decodes", lambda: _engines(pair, url)[1] == changed, 60)
+        seconds = pair.until("it decodes", lambda: _engines(pair, url)[1] == changed, 120)
         print(f"an answer of the engine in its new role {seconds:.1f} s after the spec changed")
-        pair.until("both are decode", lambda: set(pair.pods(role="decode")) == set(lives), 60)
+        pair.until("both are decode", lambda: set(pair.pods(role="decode")) == set(lives), 120)
         pair.patch(roles=roles(pair.name, 1, 1))
-        pair.until("it prefills again", lambda: _engines(pair, url)[0] == changed, 60)
+        pair.until("it prefills again", lambda: _engines(pair, url)[0] == changed, 120)
     assert traffic.failed == [], str(traffic)
     assert pair.lives() == lives
     pair.until_ready(60)
@@ -52,7 +52,7 @@ def test_a_prefill_engine_turns_to_decode_and_back_and_no_request_fails(pair: In
 def test_a_label_that_the_spec_does_not_bear_out_is_put_back(pair: Infd) -> None:
     prefill, lives = pair.pod(role="prefill"), pair.lives()
     pair.kubectl("label", "pod", prefill, f"{names.ROLE}=decode", "--overwrite")
-    pair.until("it is prefill again", lambda: set(pair.pods(role="prefill")) == {prefill}, 60)
+    pair.until("it is prefill again", lambda: set(pair.pods(role="prefill")) == {prefill}, 120)
     assert pair.lives() == lives
 
 

@@ -168,10 +168,10 @@ def test_a_flipped_bit_takes_out_the_engine_of_its_node_and_no_other(copies: Inf
     print(f"told {seconds:.1f} s after the bit flipped")
     assert f"{bad} on {placed[bad]}: DigestMismatch: {WEIGHTS}: " in copies.message(c.WEIGHTS_VERIFIED)
     assert good not in copies.message(c.WEIGHTS_VERIFIED)
-    copies.until("its engine is gone", lambda: copies.agent(bad).engine_pid is None, 60)
+    copies.until("its engine is gone", lambda: copies.agent(bad).engine_pid is None, 120)
     state = copies.agent(bad)
     assert (state.phase, state.reason, state.weights.verified) == ("Failed", "DigestMismatch", False)
-    copies.until("its pod is not ready", lambda: not pod_is_ready(copies.pods()[bad]), 30)
+    copies.until("its pod is not ready", lambda: not pod_is_ready(copies.pods()[bad]), 90)
     with copies.gateway() as url:
         for _ in range(5):
             reply = copies.complete(url, "Hello")

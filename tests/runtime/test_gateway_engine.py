@@ -53,7 +53,7 @@ def engine_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-async def until(what: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+async def until(what: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not await what():
             await asyncio.sleep(0.01)
@@ -82,16 +82,11 @@ async def before(engine_url: str) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{gateway.port}"
 
 
-async def running(engine_url: str) -> float:
-    """Requests that the engine computes now."""
+async def counted(engine_url: str, name: str) -> float:
+    """A series of the engine's metrics."""
     async with aiohttp.ClientSession() as client, client.get(f"{engine_url}/metrics") as response:
         families = text_string_to_metric_families(await response.text())
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == "vllm:num_requests_running"
-        )
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 async def post(url: str, path: str, document: dict[str, Any] | bytes) -> tuple[int, dict[str, Any]]:
@@ -134,17 +129,19 @@ async def test_a_client_that_leaves_frees_the_engines_slot(engine_url: str) -> N
     document = {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": LONG, "ignore_eos": True, "stream": True}
 
     async def busy() -> bool:
-        return await running(engine_url) == 1
+        return await counted(engine_url, "vllm:num_requests_running") == 1
 
     async def idle() -> bool:
-        return await running(engine_url) == 0
+        return await counted(engine_url, "vllm:num_requests_running") == 0
 
     async with before(engine_url) as url, aiohttp.ClientSession() as client:
+        written = await counted(engine_url, "vllm:generation_tokens_total")
         async with client.post(url + COMPLETIONS, json=document) as response:
             await response.content.readany()
             await until(busy)
             response.close()
-        await until(idle, 4)  # before the answer would have ended by itself
+        await until(idle)
+        assert await counted(engine_url, "vllm:generation_tokens_total") - written < LONG, "it was written to its end"
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

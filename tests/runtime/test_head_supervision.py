@@ -98,7 +98,7 @@ def has_supervisor(node: Process) -> bool:
 def test_the_supervisor_adopts_a_running_engine(head: Process, node: Process) -> None:
     took = node.seconds_until(lambda state: state.phase == "Ready")
     joined = node.seconds_until(lambda state: state.supervisor is not None)
-    seconds_until(lambda: supervised(head), 30)
+    seconds_until(lambda: supervised(head), 60)
     state = node.node()
     print(f"engine ready after {took:.1f} s, supervised {joined:.1f} s later")
     assert state.ray
@@ -110,7 +110,7 @@ def test_the_supervisor_adopts_a_running_engine(head: Process, node: Process) ->
 def test_a_killed_head_comes_back_and_adopts_the_same_engine(head: Process, node: Process) -> None:
     before = node.node()
     family = head.kill()
-    gone = seconds_until(lambda: not alive(family), 15)
+    gone = seconds_until(lambda: not alive(family), 60)
     assert fetch(f"{node.engine_url}/health")[0] == 200
     head.start()
     took = seconds_until(lambda: supervised(head), 90)
@@ -127,8 +127,8 @@ def test_a_killed_raylet_joins_again_beside_the_same_engine(head: Process, node:
     os.kill(named(tree(node.popen.pid), "raylet/raylet"), signal.SIGKILL)
     node.seconds_until(lambda state: bool(state.ray and state.ray.restarts == 1))
     took = seconds_until(lambda: has_supervisor(node), 90)
-    node.seconds_until(lambda state: bool(state.ray and state.ray.joined and state.supervisor), 30)
-    seconds_until(lambda: supervised(head), 30)
+    node.seconds_until(lambda state: bool(state.ray and state.ray.joined and state.supervisor), 60)
+    seconds_until(lambda: supervised(head), 60)
     print(f"a new actor runs {took:.1f} s after the raylet was restarted")
     assert node.node().engine_pid == before.engine_pid
 
@@ -140,7 +140,7 @@ def test_a_killed_supervisor_and_a_killed_fleet_are_back_beside_the_same_engine(
     actor = named(tree(node.popen.pid), "ray::Supervisor")
     os.kill(actor, signal.SIGKILL)
     took = seconds_until(lambda: has_supervisor(node) and not alive({actor}), 90)
-    node.seconds_until(lambda state: bool(state.supervisor), 30)
+    node.seconds_until(lambda state: bool(state.supervisor), 60)
     seconds_until(lambda: supervised(head), 60)
     print(f"a new actor runs {took:.1f} s after the old one was killed")
     assert node.node().engine_pid == before.engine_pid
@@ -149,5 +149,5 @@ def test_a_killed_supervisor_and_a_killed_fleet_are_back_beside_the_same_engine(
 def test_nothing_outlives_a_killed_agent(node: Process) -> None:
     family = node.kill()
     assert len(family) >= 6
-    took = seconds_until(lambda: not alive(family), 15)
+    took = seconds_until(lambda: not alive(family), 60)
     print(f"{len(family)} processes gone {took:.1f} s after the agent was killed")

@@ -86,4 +86,4 @@ def test_ctrl_c_ends_everything(local: Local) -> None:
     assert len(family) > 8
     local.popen.send_signal(signal.SIGINT)
     assert local.popen.wait(60) == 0
-    seconds_until(lambda: not alive(family), 10)
+    seconds_until(lambda: not alive(family), 60)

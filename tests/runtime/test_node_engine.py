@@ -55,7 +55,7 @@ def test_an_engine_that_loses_its_core_is_ready_again(node: Process) -> None:
     os.kill(named(tree(node.popen.pid), "EngineCore"), signal.SIGKILL)
     took = node.seconds_until(lambda state: ready(state) and state.engine_pid != first)
     print(f"ready again {took:.1f} s after EngineCore was killed")
-    assert took < 30
+    assert took < 60
     assert node.node().engine_restarts == 1
 
 
@@ -96,13 +96,13 @@ def test_a_drain_lets_a_running_stream_end_and_leaves_nothing(node: Process) -> 
     assert stream.readline().startswith(b"data: ")
     family = tree(node.popen.pid)
     node.popen.terminate()
-    seconds_until(lambda: fetch(f"{node.url}/readyz")[0] == 503, 10)
+    seconds_until(lambda: fetch(f"{node.url}/readyz")[0] == 503, 60)
     rest = stream.read()
     connection.close()
     assert rest.rstrip().endswith(b"data: [DONE]")
     assert rest.count(b"data: ") > 500
     assert node.popen.wait(40) == 0
-    seconds_until(lambda: not alive(family), 10)
+    seconds_until(lambda: not alive(family), 60)
 
 
 def test_weights_with_another_digest_start_no_engine(
@@ -112,7 +112,7 @@ def test_weights_with_another_digest_start_no_engine(
     contract = node_contract(model("tiny"), integrity=wrong)
     process = Process(engine_python, "node", contract, place(folder, "chat-serve-r1-1"))
     try:
-        process.seconds_until(lambda state: state.phase == "Failed", 20)
+        process.seconds_until(lambda state: state.phase == "Failed", 60)
         state = process.node()
         assert (state.reason, state.engine_pid, state.weights.verified) == ("DigestMismatch", None, False)
         assert state.weights.problems
@@ -126,7 +126,7 @@ def test_an_image_without_vllm_or_ray_is_told_apart_from_a_crash(folder: Path, m
     """The development environment has neither."""
     process = Process(Path(sys.executable), "node", node_contract(model("tiny")), place(folder, "chat-serve-r1-2"))
     try:
-        process.seconds_until(lambda state: state.phase == "Failed", 20)
+        process.seconds_until(lambda state: state.phase == "Failed", 60)
         assert process.node().reason == "EngineMissing"
         assert fetch(f"{process.url}/healthz")[0] == 200
     finally:
