@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 
 from headrace_operator import metrics, names
-from headrace_operator.cluster import OWNED
+from headrace_operator.cluster import WATCHED
 from headrace_operator.settings import Settings
 from headrace_operator.state import Ref
 from headrace_operator.worker import Workers
@@ -45,7 +45,7 @@ def registry(workers: Workers) -> kopf.OperatorRegistry:
         if (uid := owner_uid(meta)) is not None:
             workers.wake(uid)
 
-    for kind in OWNED:
+    for kind in WATCHED:
         group, _, version = kind.api_version.rpartition("/")
         kopf.on.event(group, version, kind.plural, id=f"{kind.plural}_changed", registry=hooks)(child_changed)
     return hooks
@@ -70,7 +70,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = 45.0  # a watch that died without a word
     settings.networking.error_backoffs = (0.5, 1, 2, 5, 10)
     # Only what carries our label comes over the wire at all.
-    for kind in OWNED:
+    for kind in WATCHED:
         group, _, version = kind.api_version.rpartition("/")
         settings.watching.label_selectors[group, version, kind.plural] = names.DEPLOYMENT
     return settings

@@ -104,6 +104,11 @@ def record(deployment: str, revision: str) -> str:
     return child(deployment, revision)
 
 
+def budget(deployment: str, role: str) -> str:
+    """The PodDisruptionBudget of one role's engines, whatever their revision."""
+    return child(deployment, role)
+
+
 def kv_slot(role: str, number: int) -> str:
     """A slot that KV blocks belong to, in labels, claims and status: `decode-0`."""
     return f"{role}-{number}"

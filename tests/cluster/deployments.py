@@ -31,7 +31,8 @@ ENGINE_FOLDER = "/opt/headrace/engine"
 MODELS = "/opt/headrace/models"
 # Everything that the operator makes for a deployment, and what comes of it.
 CHILDREN = (
-    "pods,services,configmaps,secrets,serviceaccounts,deployments,replicasets,roles,rolebindings,persistentvolumeclaims"
+    "pods,services,configmaps,secrets,serviceaccounts,deployments,replicasets,roles,rolebindings,persistentvolumeclaims,"
+    "poddisruptionbudgets"
 )
 Json = dict[str, Any]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from headrace_operator import handlers, names
-from headrace_operator.cluster import INFERENCE_DEPLOYMENT, OWNED, POD, Kind
+from headrace_operator.cluster import INFERENCE_DEPLOYMENT, POD, WATCHED, Kind
 from headrace_operator.settings import Settings
 from headrace_operator.state import Look, Object, Ref
 from headrace_operator.testing import Sample
@@ -61,7 +61,7 @@ async def workers(
     kmock: kmock.KubernetesEmulator, passes: Passes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Workers]:
     """The operator, running against the emulated API server until the test ends."""
-    for kind in (*BACKBONE, INFERENCE_DEPLOYMENT, *OWNED):
+    for kind in (*BACKBONE, INFERENCE_DEPLOYMENT, *WATCHED):
         kmock.resources[resource(kind)] = {
             "kind": kind.kind,
             "namespaced": True,
@@ -76,7 +76,7 @@ async def workers(
     operator = threading.Thread(target=lambda: asyncio.run(handlers.run(workers, Settings(port=0), stop)))
     operator.start()
     try:
-        await until(lambda: watched(kmock) == {kind.plural for kind in (INFERENCE_DEPLOYMENT, *OWNED)})
+        await until(lambda: watched(kmock) == {kind.plural for kind in (INFERENCE_DEPLOYMENT, *WATCHED)})
         yield workers
     finally:
         stop.set()
@@ -189,7 +189,7 @@ async def test_kopf_writes_nothing_and_asks_only_for_our_children(kmock: Any, wo
     await edit(kmock, INFERENCE_DEPLOYMENT, "chat", {"metadata": {"generation": 2, "resourceVersion": "2"}})
     await until(lambda: len(passes.refs) >= 2)
     assert written(kmock) == []
-    children = {resource(kind) for kind in OWNED}
+    children = {resource(kind) for kind in WATCHED}
     asked = [r.params.get("labelSelector") for r in kmock if r.resource in children and TEST not in r.headers]
-    assert len(asked) == 2 * len(OWNED)
+    assert len(asked) == 2 * len(WATCHED)
     assert set(asked) == {names.DEPLOYMENT}

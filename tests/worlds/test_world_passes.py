@@ -31,6 +31,7 @@ async def test_first_pass_makes_everything_once_and_says_what_it_waits_for() -> 
         "patch Role": 1,
         "patch RoleBinding": 1,
         "patch Deployment": 1,
+        "patch PodDisruptionBudget": 2,
         "patch InferenceDeployment/status": 1,
     }
     assert [condition["type"] for condition in scene.status["conditions"]] == list(c.TYPES)

@@ -24,6 +24,10 @@
 - apiGroups: ["apps"]
   resources: ["controllerrevisions", "deployments"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# how many engines and gateways may be evicted at a time
+- apiGroups: ["policy"]
+  resources: ["poddisruptionbudgets"]
+  verbs: ["get", "list", "create", "patch", "delete"]
 # disks for KV blocks, where a spec asks for claims
 - apiGroups: [""]
   resources: ["persistentvolumeclaims"]

@@ -40,6 +40,7 @@ DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 CONTROLLER_REVISION = Kind("apps/v1", "ControllerRevision", "controllerrevisions")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+POD_DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
 OWNED = (
@@ -52,8 +53,13 @@ OWNED = (
     CONTROLLER_REVISION,
     PERSISTENT_VOLUME_CLAIM,
     POD,
+    POD_DISRUPTION_BUDGET,
 )
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
+
+WATCHED = tuple(kind for kind in OWNED if kind is not POD_DISRUPTION_BUDGET)
+"""Those whose every change is a reason to look. A budget's status follows the pods, which are watched; a budget that
+somebody took is put back at the next resync."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
 """Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""

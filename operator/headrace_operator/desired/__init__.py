@@ -7,7 +7,7 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
-from headrace_operator.desired import engine, gateway, head, tiers
+from headrace_operator.desired import budgets, engine, gateway, head, tiers
 from headrace_operator.state import Object, Observed, Plan, Subject
 
 
@@ -22,19 +22,32 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
         *tiers.claims(subject, plan),
         *([head.pod(subject, plan)] if plan.head else []),
         *(engine.pod(subject, roles[slot.home], plan.revision, slot) for slot in plan.slots),
+        *budgets.objects(subject, plan),
     ]
 
 
 def kept(plan: Plan, observed: Observed) -> frozenset[tuple[str, str]]:
-    """Objects of earlier revisions that must not go yet, by kind and name: pods, and the contracts of pods still
-    there."""
+    """Objects of earlier revisions that must not go yet, by kind and name: pods, the contracts of pods still there,
+    and the budgets of roles that left the spec while their engines still serve."""
     engines = observed.engines()
     contracts = {
         name
         for (kind, name), obj in observed.children.items()
         if kind == "ConfigMap" and any(_labelled(obj, pod.home, pod.revision) for pod in engines)
     }
-    return frozenset({*(("Pod", name) for name in plan.keep), *(("ConfigMap", name) for name in contracts)})
+    leaving = {pod.role for pod in engines if pod.name in plan.keep} - plan.sizes.keys()
+    protecting = {
+        name
+        for (kind, name), obj in observed.children.items()
+        if kind == "PodDisruptionBudget" and obj["metadata"].get("labels", {}).get(names.ROLE) in leaving
+    }
+    return frozenset(
+        {
+            *(("Pod", name) for name in plan.keep),
+            *(("ConfigMap", name) for name in contracts),
+            *(("PodDisruptionBudget", name) for name in protecting),
+        }
+    )
 
 
 def _labelled(obj: Object, role: str, revision: str) -> bool:

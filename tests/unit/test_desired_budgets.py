@@ -1,0 +1,42 @@
+"""Which pods may be evicted at a time: budgets of roles and of the gateway."""
+
+from headrace_operator import names
+from headrace_operator.desired import desired_objects
+from headrace_operator.plan import make_plan
+from headrace_operator.state import Object, Observed
+from headrace_operator.testing import Sample
+
+
+def budgets(sample: Sample) -> dict[str, Object]:
+    plan = make_plan(sample.spec(), Observed())
+    found = [obj for obj in desired_objects(sample.subject(), plan) if obj["kind"] == "PodDisruptionBudget"]
+    return {obj["metadata"]["name"]: obj["spec"] for obj in found}
+
+
+def test_nothing_is_bounded_where_there_is_one_of_each() -> None:
+    assert budgets(Sample().split(1, 1).set("gateway.replicas", 1)) == {}
+
+
+def test_one_engine_of_a_role_at_a_time_and_one_gateway() -> None:
+    found = budgets(Sample().split(2, 4))
+    assert {name: spec.get("minAvailable", spec.get("maxUnavailable")) for name, spec in found.items()} == {
+        "chat-prefill": 1,
+        "chat-decode": 3,
+        "chat-gateway": 1,
+    }
+    assert all(spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for spec in found.values())
+
+
+def test_as_many_as_a_rollout_may_take() -> None:
+    found = budgets(Sample().split(2, 4).set("rollout", {"maxUnavailable": 2}))
+    assert "chat-prefill" not in found
+    assert found["chat-decode"]["minAvailable"] == 2
+
+
+def test_the_selector_holds_a_role_as_it_is_now_of_every_revision() -> None:
+    found = budgets(Sample().split(2, 4))["chat-decode"]["selector"]["matchLabels"]
+    assert found == {names.DEPLOYMENT: "chat", names.COMPONENT: "engine", names.ROLE: "decode"}
+
+
+def test_a_suspended_deployment_bounds_no_engine() -> None:
+    assert set(budgets(Sample().split(2, 4).set("suspend", True))) == {"chat-gateway"}
