@@ -12,7 +12,7 @@ from headrace_operator.adapters import adapter_statuses
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.status import AdapterStatus
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
-from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject
+from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject, Target
 
 SHOWN = 3
 """Blockers that a message names; the rest is counted."""
@@ -41,6 +41,7 @@ class Known:
     observed: Observed
     problems: tuple[Problem, ...] = ()
     subject: Subject | None = None
+    target: Target | None = None
     plan: Plan | None = None
     outcome: Outcome = field(default_factory=Outcome)
     canary: CanaryAnswer | None = None

@@ -232,6 +232,8 @@ def progressing(known: Known) -> Judgement:
         return Judgement("False", Reason.INVALID_SPEC, "Nothing is changed until the spec is valid.")
     if known.paused:
         return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is changed.")
+    if (failure := rollout_failed(known)) is not None:
+        return failure
     engines = known.observed.engines()
     old = sum(p.live and p.revision != wanted.revision for p in engines)
     new = sum(p.live and p.revision == wanted.revision for p in engines)
@@ -248,6 +250,22 @@ def progressing(known: Known) -> Judgement:
     if not rolled_out(known):
         return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
     return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
+
+
+def rollout_failed(known: Known) -> Judgement | None:
+    """That the rollout of the spec as it is written has failed, and what became of it; None: it has not."""
+    target = known.target
+    if target is None or target.failed is None:
+        return None
+    told = f"The rollout of revision {target.failed} has failed: {target.message.rstrip('.')}."
+    undo = f"or `headrace rollback {known.ref.name}` puts an earlier one back"
+    if target.rolled_back:
+        told += f" Engines are of revision {target.revision} again, whatever the spec says: edit it, {undo}."
+    elif target.held:
+        told += f" No more of its engines are made: edit the spec, {undo}."
+    else:
+        told += " No other revision is there, so that its engines are waited for: edit the spec."
+    return Judgement("False", target.reason, told)
 
 
 HARD = frozenset(
@@ -280,6 +298,8 @@ def degraded(known: Known) -> Judgement:
         return rung
     if known.outcome.errors:
         return Judgement("True", Reason.APPLY_FAILED, "; ".join(known.outcome.errors[:SHOWN]))
+    if (failure := rollout_failed(known)) is not None:
+        return failure._replace(status="True")
     found = [b for b in blockers(known.observed.pods) if b.reason in HARD]
     if found:
         return Judgement("True", found[0].reason, listed(found))

@@ -23,7 +23,20 @@ from headrace_operator.known import Known, rolled_out, shortages
 from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
 from headrace_operator.observe import observe
 from headrace_operator.plan import make_plan
-from headrace_operator.state import Canary, CanaryAnswer, Defaults, Look, Object, Observed, Outcome, Plan, Ref, Subject
+from headrace_operator.plan.target import choose
+from headrace_operator.state import (
+    Canary,
+    CanaryAnswer,
+    Defaults,
+    Look,
+    Object,
+    Observed,
+    Outcome,
+    Plan,
+    Ref,
+    Subject,
+    Target,
+)
 from headrace_operator.status import announcements, new_status
 
 logger = logging.getLogger(__name__)
@@ -74,16 +87,18 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     )
     if valid is None or observed.failure is not None:
         return known
+    target = choose(valid, observed, previous, known.now)
+    spec, observed = target.spec, replace(observed, manifest=target.manifest)
     digest = contracts.pinned_digest(
-        observed.children, previous.model.digest if previous.model else None, valid.model.source
+        observed.children, previous.model.digest if previous.model else None, spec.model.source
     )
-    adapters = pinned_digests(observed.children, previous.model.adapters if previous.model else (), valid)
-    subject = Subject(ref, known.generation, valid, world.defaults, digest, adapters, observed.manifest)
+    adapters = pinned_digests(observed.children, previous.model.adapters if previous.model else (), spec)
+    subject = Subject(ref, known.generation, spec, world.defaults, digest, adapters, target.manifest)
     placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
-    plan = make_plan(valid, observed, placed, known.now)
-    known = replace(known, subject=subject, plan=plan)
-    if not valid.paused and not known.manifest_missing:
-        known = replace(known, outcome=await _change(world, subject, plan, observed))
+    plan = make_plan(spec, observed, placed, known.now, held=target.held)
+    known = replace(known, observed=observed, subject=subject, target=target, plan=plan)
+    if not spec.paused and not known.manifest_missing:
+        known = replace(known, outcome=await _change(world, subject, target, plan, observed))
     if canary_due(known):
         known = replace(known, canary=await _canary(world, subject, plan, observed))
     return known
@@ -97,15 +112,14 @@ async def _canary(world: World, subject: Subject, plan: Plan, observed: Observed
     return await world.runtime.canary(gateway.ip, _question(subject, plan))
 
 
-async def _change(world: World, subject: Subject, plan: Plan, observed: Observed) -> Outcome:
+async def _change(world: World, subject: Subject, target: Target, plan: Plan, observed: Observed) -> Outcome:
     """Steps 5 to 7."""
     head_is_new = plan.head and observed.head is None
     if head_is_new or observed.lacks_token:
         # Before the pods that mount it. Where it exists it is left alone, and its value is never read.
         await world.cluster.create_once(token_secret(subject, world.token()))
-    return await apply_and_prune(
-        world.cluster, subject.ref, desired_objects(subject, plan), observed, kept(plan, observed)
-    )
+    stay = kept(plan, observed, target.records)
+    return await apply_and_prune(world.cluster, subject.ref, desired_objects(subject, plan), observed, stay)
 
 
 async def _publish(world: World, known: Known, version: str) -> None:

@@ -1,7 +1,8 @@
 """Step 8 of a pass: everything known → the whole new status, and what to announce about it. Pure; called by reconcile.
 
-What is reported is what was seen in this pass. Three things are carried over from the status before, since nothing else
-remembers them: the last answered canary, the digest of the weights that the first load found, and where KV blocks are.
+What is reported is what was seen in this pass. Four things are carried over from the status before, since nothing else
+remembers them: the last answered canary, the digest of the weights that the first load found, where KV blocks are, and
+how rollouts went.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from headrace_operator.api.v1alpha1 import (
     RevisionStatus,
     RoleStatus,
 )
+from headrace_operator.history import records
 from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS
@@ -94,9 +96,29 @@ def _conditions(known: Known) -> tuple[Condition, ...]:
 
 def _revision(known: Known, wanted: Wanted) -> RevisionStatus:
     """`current` is the revision that answers: it changes only once the new one is wholly there."""
-    before = known.previous.revision.current if known.previous.revision else None
-    current = wanted.revision if before is None or rolled_out(known) else before
-    return RevisionStatus(current=current, updating=wanted.revision if current != wanted.revision else None)
+    before, target = known.previous.revision or RevisionStatus(), known.target
+    current = wanted.revision if before.current is None or rolled_out(known) else before.current
+    updating = wanted.revision if current != wanted.revision else None
+    if target is None:
+        return before.model_copy(update={"current": current, "updating": updating})
+    known_good = records(known.observed.children.values()).keys() | {wanted.revision}
+    earlier = tuple(one for one in before.good if one in known_good)
+    done = rolled_out(known) and _answered(known, wanted) and not known.suspended
+    return RevisionStatus(
+        current=current,
+        updating=updating,
+        failed=target.failed,
+        reason=target.reason or None,
+        message=target.message or None,
+        good=(wanted.revision, *(one for one in earlier if one != wanted.revision)) if done else earlier,
+        progress=None if done else target.progress,
+    )
+
+
+def _answered(known: Known, wanted: Wanted) -> bool:
+    """A request was answered by the wanted revision, in this pass or an earlier one."""
+    asked = known.previous.canary
+    return known.canary.failure is None if known.canary else asked is not None and asked.revision == wanted.revision
 
 
 def _role(known: Known, wanted: Wanted, role: str) -> RoleStatus:

@@ -79,7 +79,7 @@ SET: dict[str, Any] = {
     "ray": {
         "gcs": {"backend": "Redis", "redis": {"address": "redis:6379"}, "volume": {"claimTemplate": {"size": "1Gi"}}}
     },
-    "rollout": {"canary": {}, "autoRollback": True, "progressDeadline": "20m"},
+    "rollout": {"canary": {}},
     "networkPolicy": {"mode": "DefaultDeny"},
     "observability": {"podMonitor": True},
 }

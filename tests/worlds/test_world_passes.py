@@ -26,6 +26,7 @@ async def test_first_pass_makes_everything_once_and_says_what_it_waits_for() -> 
         "create Secret": 1,
         "create Pod": 4,
         "patch ConfigMap": 4,
+        "patch ControllerRevision": 1,
         "patch Service": 2,
         "patch ServiceAccount": 1,
         "patch Role": 1,
@@ -167,7 +168,12 @@ async def test_a_new_revision_comes_up_beside_the_old_one_and_both_roles_roll_to
     scene.edit(sample.set("engine.dtype", "float16"))
     await scene.reconcile()
     new = scene.status["revision"]["updating"]
-    assert scene.status["revision"] == {"current": old, "updating": new}
+    assert {**scene.status["revision"], "progress": None} == {
+        "current": old,
+        "updating": new,
+        "good": [old],
+        "progress": None,
+    }
     assert (scene.condition(c.READY), scene.reason(c.PROGRESSING)) == ("True", "RollingOut")
     assert len(scene.pods()) == 4
     scene.start(f"chat-prefill-{new}-0")
@@ -178,9 +184,9 @@ async def test_a_new_revision_comes_up_beside_the_old_one_and_both_roles_roll_to
     await scene.reconcile()
     assert scene.pods() == [f"chat-decode-{new}-0", f"chat-prefill-{new}-0"]
     await scene.settle()
-    assert scene.status["revision"] == {"current": new}
+    assert scene.status["revision"] == {"current": new, "good": [new, old]}
     assert scene.status["canary"]["revision"] == new
-    assert not any(old in name for _, _, name in scene.cluster.objects)
+    assert [key for key in scene.cluster.objects if old in key[2]] == [("ControllerRevision", "demo", f"chat-{old}")]
 
 
 async def test_a_revision_that_cannot_start_is_taken_back_without_a_gap() -> None:

@@ -7,14 +7,17 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
-from headrace_operator.desired import budgets, engine, gateway, head, tiers
+from headrace_operator.desired import budgets, engine, gateway, head, history, tiers
+from headrace_operator.history import KIND
 from headrace_operator.state import Object, Observed, Plan, Subject
 
 
 def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
     """Everything that shall exist after this step and that the current spec describes."""
     roles: dict[str, EffectiveRole] = {role.name: role for role in effective_roles(subject.spec)}
+    recorded = [] if plan.record is None else [history.record(subject, plan.revision, plan.record)]
     return [
+        *recorded,
         head.contract_map(subject),
         head.service(subject),
         *(engine.contract_map(subject, role, plan.revision) for role in roles.values()),
@@ -26,9 +29,9 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
     ]
 
 
-def kept(plan: Plan, observed: Observed) -> frozenset[tuple[str, str]]:
+def kept(plan: Plan, observed: Observed, records: frozenset[str]) -> frozenset[tuple[str, str]]:
     """Objects of earlier revisions that must not go yet, by kind and name: pods, the contracts of pods still there,
-    and the budgets of roles that left the spec while their engines still serve."""
+    the budgets of roles that left the spec while their engines still serve, and the `records` of the history."""
     engines = observed.engines()
     contracts = {
         name
@@ -46,6 +49,7 @@ def kept(plan: Plan, observed: Observed) -> frozenset[tuple[str, str]]:
             *(("Pod", name) for name in plan.keep),
             *(("ConfigMap", name) for name in contracts),
             *(("PodDisruptionBudget", name) for name in protecting),
+            *((KIND, name) for name in records),
         }
     )
 

@@ -1,6 +1,7 @@
 """What shall exist next: spec and observation in, one step out. Pure; called by reconcile and by the `plan` command.
 
-The step is derived from what is seen, and from where KV blocks were put (the status remembers that). `roles.py` lets
+The step is derived from what is seen, and from where KV blocks were put (the status remembers that). `target.py` says
+which spec it is to lead to, `roles.py` lets
 engines change their role where that saves ending some and starting others, `rollout.py` does the arithmetic,
 `placement.py` sends engines back to their KV blocks, this module puts pods' names to its counts.
 """
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count, islice, repeat
 
+from headrace_operator import history
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.plan.placement import let_go, places, vacant
@@ -26,8 +28,11 @@ def make_plan(
     observed: Observed,
     placement: Mapping[str, str] = NOWHERE,
     now: datetime = BEFORE_ALL,
+    *,
+    held: bool = False,
 ) -> Plan:
-    """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it.
+    """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it;
+    a plan that is `held` makes no engine (`target.py`).
 
     Nothing observed gives the first step, which is the whole deployment. Must not be called when the reads failed.
     """
@@ -46,7 +51,7 @@ def make_plan(
     counts = {
         role: _count(pods, revision, sizes.get(role, 0), leaving=role not in sizes) for role, pods in by_role.items()
     }
-    steps = next_step(counts, Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable))
+    steps = next_step(counts, Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable), held=held)
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
@@ -55,7 +60,7 @@ def make_plan(
         mine = [p for p in by_role[role] if p.revision == revision]
         slots += sorted([*_staying(role, mine, step), *_new(role, taken, berths, step)], key=_name)
         keep |= _kept([p for p in by_role[role] if p.revision != revision and p.live], step)
-    head = observed.head
+    head, known = observed.head, history.records(observed.children.values())
     return Plan(
         revision=revision,
         head_revision=of_head,
@@ -65,6 +70,7 @@ def make_plan(
         placement=blocks,
         # The head's name is fixed, so its successor has to wait until it is gone.
         head=head is None or (head.live and head.revision == of_head),
+        record=None if revision in known else 1 + max((one.number for one in known.values()), default=0),
     )
 
 

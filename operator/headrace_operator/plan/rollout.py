@@ -13,7 +13,7 @@ prefill
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,17 @@ class Step:
         return self.end_new_waiting + self.end_new_ready + self.end_old_waiting + self.end_old_ready
 
 
-def next_step(counts: Mapping[str, Count], bounds: Bounds) -> dict[str, Step]:
-    """The next step of every role, by name."""
+def next_step(counts: Mapping[str, Count], bounds: Bounds, *, held: bool = False) -> dict[str, Step]:
+    """The next step of every role, by name. *Held*: nothing is created, and nothing old goes that could not come back
+    then, be it only not ready for the moment."""
     present = [count for count in counts.values() if not count.leaving]
     arrived = all(count.settled for count in present)
-    return {
+    bounds = Bounds(surge=1, unavailable=0) if held else bounds
+    steps = {
         role: _leave(count, arrived) if count.leaving else _advance(count, _usable(count, present), bounds)
         for role, count in counts.items()
     }
+    return {role: replace(step, create=0, end_old_waiting=0) for role, step in steps.items()} if held else steps
 
 
 def _usable(count: Count, present: list[Count]) -> int:
