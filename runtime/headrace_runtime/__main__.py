@@ -48,6 +48,23 @@ PLACED = (
     port("--engine-port", PLACE.engine_port, "The engine's OpenAI HTTP."),
     port("--agent-port", PLACE.agent_port, "HTTP of the agent, or of the head: health and state."),
     port("--kv-transfer-port", PLACE.kv_transfer_port, "The engine's side channel for KV transfers."),
+    click.option(
+        "--rank",
+        type=click.IntRange(0),
+        default=PLACE.rank,
+        envvar="HEADRACE_RANK",
+        show_envvar=True,
+        show_default=True,
+        help="Of an engine over several pods: which of them this is.",
+    ),
+    click.option(
+        "--leader",
+        default=PLACE.leader,
+        envvar="HEADRACE_LEADER",
+        show_envvar=True,
+        help="HOST:PORT of rank 0's agent, for the other ranks.",
+    ),
+    port("--gang-port", PLACE.gang_port, "Where rank 0's workers meet those of the other ranks."),
     click.option("--run-dir", default=PLACE.run_dir, show_default=True, help="Sockets and the like; emptied at start."),
 )
 
@@ -75,11 +92,12 @@ def node(file: Path, **place: Any) -> None:
     from headrace_runtime.engine.arguments import ClashError  # noqa: PLC0415
     from headrace_runtime.mounted import ContractFile  # noqa: PLC0415
     from headrace_runtime.node import serve  # noqa: PLC0415
+    from headrace_runtime.node.gang import StrayRankError  # noqa: PLC0415
     from headrace_runtime.node.sweep import NotOursError  # noqa: PLC0415
 
     try:
         serve.main(contract, Place(**place), ContractFile(file, lambda file: parsed(file, contracts.NodeContract)))
-    except (ClashError, NotOursError) as error:
+    except (ClashError, NotOursError, StrayRankError) as error:
         raise click.UsageError(str(error)) from error
 
 

@@ -12,6 +12,8 @@ COMPONENT_LABEL = "headrace.dev/component"
 ROLE_LABEL = "headrace.dev/role"
 REVISION_LABEL = "headrace.dev/revision"
 KV_LAYOUT_LABEL = "headrace.dev/kv-layout"
+RANK_LABEL = "headrace.dev/rank"
+"""On the pods of an engine that is spread over several: 0 is the one that requests go to."""
 DRAINING_ANNOTATION = "headrace.dev/draining"
 
 ENGINE_PORT = 8000
@@ -19,6 +21,8 @@ AGENT_PORT = 8090
 KV_TRANSFER_PORT = 5600
 KV_EVENTS_PORT = 5557
 KV_REPLAY_PORT = 5558
+GANG_PORT = 29501
+"""Where rank 0's workers meet those of the engine's other pods."""
 GATEWAY_PORT = 8080
 GATEWAY_ADMIN_PORT = 8081
 RAY_PORT = 6379
@@ -68,5 +72,10 @@ class Place(Frozen):
     engine_port: int = ENGINE_PORT
     agent_port: int = AGENT_PORT
     kv_transfer_port: int = KV_TRANSFER_PORT
+    rank: int = 0
+    """Which of the pods of its engine this is; 0 takes the requests."""
+    leader: str = ""
+    """`host:port` of rank 0's agent. Empty on rank 0 itself."""
+    gang_port: int = GANG_PORT
     run_dir: str = "/tmp/headrace"  # noqa: S108 - an emptyDir of the pod
     """Logs, sockets and temporary files of this process; emptied by the agent when it starts."""

@@ -79,6 +79,8 @@ class Parallelism(Frozen):
     data: int = Field(default=1, ge=1)
     expert: bool = False
     context: int = Field(default=1, ge=1)
+    pods: int = Field(default=1, ge=1)
+    """Pods that one engine is spread over, each with an equal part of its devices."""
 
 
 class Transfer(Frozen):

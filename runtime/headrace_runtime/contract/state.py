@@ -11,7 +11,7 @@ Reason = Literal[
     "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "FilesDamaged", "SignatureInvalid",
     "DigestMismatch",
     "EngineMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
-    "RestartBudgetSpent",
+    "RestartBudgetSpent", "RanksMissing", "RankLost",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from headrace_runtime.contract import (
     KV_EVENTS_PORT,
@@ -64,22 +65,33 @@ class Command:
     """Added to the environment of the process, before Python starts in it: libraries read some of it while loading."""
 
 
-def command(contract: NodeContract, place: Place, weights: str | None = None) -> Command:
-    """How to start the engine of this pod. `weights`: their digest, without which KV blocks are not kept on disk.
-    Raises ClashError."""
+class Meeting(NamedTuple):
+    """Where the workers of all pods of one engine meet: an address of rank 0."""
+
+    address: str
+    port: int
+
+
+def command(
+    contract: NodeContract, place: Place, weights: str | None = None, meeting: Meeting | None = None
+) -> Command:
+    """How to start the engine of this pod, or its part of one that is spread over several. `weights`: their digest,
+    without which KV blocks are not kept on disk; `meeting`: of several pods, where they meet. Raises ClashError."""
     engine = contract.engine
     refuse_clashes(engine)
     options: dict[str, Scalar] = {
-        "host": place.address,
-        "port": place.engine_port,
+        **({"headless": True} if place.rank else {"host": place.address, "port": place.engine_port}),
         "served-model-name": contract.model.served_name,
         "shutdown-timeout": round(contract.drain_seconds),
         "scheduler-cls": SCHEDULER,
         "worker-extension-cls": WORKER_EXTENSION,
         **_model(contract),
         **_parallelism(engine.parallelism),
+        **(_gang(engine.parallelism, place.rank, meeting) if meeting else {}),
     }
     env = _environment(place)
+    if engine.parallelism.pods > 1 and ipaddress.ip_address(place.address).is_loopback:
+        env["GLOO_SOCKET_IFNAME"] = "lo"  # else it takes the address of the machine's name
     if engine.device == CPU:
         env |= _cpu_environment(engine.parallelism)
     if (transfer := connectors.transfer_config(contract, place, weights)) is not None:
@@ -88,7 +100,7 @@ def command(contract: NodeContract, place: Place, weights: str | None = None) ->
         env |= _transfer_environment(engine, place)
     if engine.kv_tiers is not None:
         options["prefix-caching-hash-algo"] = connectors.HASHING
-    if engine.kv_events:
+    if engine.kv_events and place.rank == 0:
         options["kv-events-config"] = _events_config(place)
     if engine.lora is not None:
         options |= _lora(engine.lora)
@@ -144,6 +156,16 @@ def _parallelism(sizes: Parallelism) -> dict[str, Scalar]:
     }
     given: dict[str, Scalar] = {name: size for name, size in options.items() if size > 1}
     return {**given, "enable-expert-parallel": True} if sizes.expert else given
+
+
+def _gang(sizes: Parallelism, rank: int, meeting: Meeting) -> dict[str, Scalar]:
+    """A rank above 0 computes what rank 0 tells its workers to, and listens for nobody else."""
+    return {
+        "nnodes": sizes.pods,
+        "node-rank": rank,
+        "master-addr": meeting.address,
+        "master-port": meeting.port,
+    }
 
 
 def _workers(sizes: Parallelism) -> int:

@@ -29,6 +29,7 @@ from headrace_runtime.contract import (
     DRAINING_ANNOTATION,
     ENGINE_PORT,
     KV_LAYOUT_LABEL,
+    RANK_LABEL,
     REVISION_LABEL,
     ROLE_LABEL,
     Endpoint,
@@ -166,7 +167,7 @@ def endpoints_of(pods: Mapping[str, Pod]) -> tuple[Endpoint, ...]:
 
 
 def endpoint_of(pod: Pod) -> Endpoint | None:
-    """The engine in a pod; None while it has no address or has ended.
+    """The engine in a pod; None while it has no address or has ended, and for a rank that takes no requests.
 
     One whose label names no role, as when somebody took it, gets nothing new, and what it computes goes on.
     """
@@ -174,6 +175,8 @@ def endpoint_of(pod: Pod) -> Endpoint | None:
     labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
     address = status.get("podIP")
     role = labels.get(ROLE_LABEL)
+    if labels.get(RANK_LABEL, "0") != "0":
+        return None
     if not address or status.get("phase") in ("Succeeded", "Failed"):
         return None
     known = role in get_args(RoleName)

@@ -69,6 +69,7 @@ class Agent:
     ) -> None:
         self.contract, self.place, self.image = contract, place, image
         self._parts, self._raylet, self._adapters = parts, raylet, adapters
+        self._gang = parts.gang
         self._now: Callable[[], float] = time.monotonic
         self._engine: EngineLife | None = None
         self._failures = Failures()
@@ -128,13 +129,7 @@ class Agent:
 
     async def run(self) -> None:
         """Step until the engine is drained. What it started is gone when it returns, or raises."""
-        background = []
-        if not self.image.lacks:
-            background = [asyncio.create_task(self._weights.run()), asyncio.create_task(self._warm())]
-            if self._adapters:
-                background.append(asyncio.create_task(self._adapters.run()))
-        if self._raylet:
-            background.append(asyncio.create_task(self._join_ray(self._raylet)))
+        background = self._background()
         try:
             while await self.step():
                 for task in background:
@@ -154,6 +149,16 @@ class Agent:
                 await self._raylet.stop()
             await self._parts.launcher.close()
 
+    def _background(self) -> list[asyncio.Task[None]]:
+        work = [] if self.image.lacks else [self._weights.run(), self._warm()]
+        if self._adapters and not self.image.lacks:
+            work.append(self._adapters.run())
+        if self._raylet:
+            work.append(self._join_ray(self._raylet))
+        if self._gang:
+            work.append(self._gang.run())
+        return [asyncio.create_task(one) for one in work]
+
     async def step(self) -> bool:
         """Look, decide, act. False when the agent may leave."""
         now = self._stepped_at = self._now()
@@ -166,11 +171,16 @@ class Agent:
             self._engine.terminate()
         elif decision.act == "Kill":
             await self._kill(decision, now)
+        if self._gang:
+            willing = decision.reason == "RanksMissing" and decision.act == "Stay"
+            self._gang.note(decision.phase, ready=self._ready_seconds is not None, willing=willing)
         return decision.act != "Leave"
 
     def _look(self, now: float) -> Seen:
         refused = isinstance(self._weights.verdict, Verdict)
-        if self._engine and (refused or self._draining_at is not None):
+        gang = self._gang.seen(now) if self._gang else None
+        left = gang is not None and gang.leaving_for is not None
+        if self._engine and (refused or left or self._draining_at is not None):
             self._engine.drain()
         engine = self._engine.seen(now) if self._engine else None
         if engine and engine.ready_at is not None and not engine.ended and self._ready_seconds is None:
@@ -190,6 +200,7 @@ class Agent:
             failure=failures.last,
             adapters_pending=self._adapters is not None and self._adapters.pending,
             draining_at=self._draining_at,
+            gang=gang,
         )
 
     def _enter(self, decision: Decision) -> None:
@@ -208,6 +219,8 @@ class Agent:
             self._adapters.engine_started()
         weights = self._weights.state().digest
         self._kv.engine_starts(weights)
+        if self._gang:
+            self._gang.begin()
         self._engine = EngineLife(self._parts, weights, self._now)
         self._weights.engine_started()
 
@@ -220,8 +233,10 @@ class Agent:
         self._engine = None
         self._weights.engine_ended()
         await asyncio.to_thread(sweep)
+        message = f"{decision.message}: {why}" if why else decision.message
+        if self._gang:
+            self._gang.end(message)
         if decision.phase == "BackOff":
-            message = f"{decision.message}: {why}" if why else decision.message
             self._failures.note(Verdict(decision.reason, message), now, was_ready)
             log.warning("%s", message)
 

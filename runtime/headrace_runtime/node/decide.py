@@ -50,6 +50,20 @@ class EngineSeen:
 
 
 @dataclass(frozen=True)
+class GangSeen:
+    """Of an engine over several pods: what the other ranks say to rank 0, or rank 0 to another rank."""
+
+    leads: bool
+    """This is rank 0, which alone counts failures and decides when to try again."""
+    missing: str = ""
+    """Why no part may be started now."""
+    lost: str = ""
+    """Why the part that runs here belongs to nothing any more."""
+    leaving_for: float | None = None
+    """For how many seconds a rank has waited to leave. It holds its part until no request needs it."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """Everything that a step is decided from."""
 
@@ -68,6 +82,8 @@ class Seen:
     adapters_pending: bool = False
     """The engine has yet to be given the adapters that it should have from its start."""
     draining_at: float | None = None
+    gang: GangSeen | None = None
+    """None: the engine has this pod alone."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,8 @@ class Decision:
 
 
 def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
+    if seen.engine and seen.gang and seen.gang.lost:
+        return _lose(seen.gang, draining=seen.draining_at is not None)
     if seen.draining_at is not None:
         return _drain(seen.engine, now - seen.draining_at, now, contract)
     if seen.lacks:
@@ -88,7 +106,7 @@ def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
     if isinstance(seen.weights, Verdict):
         return _refuse(seen.engine, seen.weights, now - seen.refused_at, now, contract)
     if seen.engine:
-        return _watch(seen.engine, seen.adapters_pending, now, contract)
+        return _keep(seen.engine, seen, now, contract)
     if seen.weights == "Fetching":
         return Decision("Stay", "FetchingWeights")
     if seen.weights == "Reading":
@@ -102,6 +120,21 @@ def restart_delay(failures: int, was_ready: bool, backoff: Backoff) -> float:
     if failures == 0 or doublings < 0:
         return 0.0
     return float(min(backoff.max_seconds, backoff.base_seconds * 2.0 ** min(doublings, 32)))
+
+
+def _lose(gang: GangSeen, *, draining: bool) -> Decision:
+    """An engine that has lost a rank neither computes nor ends by itself: every rank ends its part."""
+    phase: Phase = "Draining" if draining else "BackOff" if gang.leads else "Waiting"
+    return Decision("Kill", phase, "RankLost", gang.lost)
+
+
+def _keep(engine: EngineSeen, seen: Seen, now: float, contract: NodeContract) -> Decision:
+    gang = seen.gang
+    if gang and gang.leaving_for is not None:
+        return replace(_drain(engine, gang.leaving_for, now, contract), reason="RankLost", message="a rank leaves")
+    decision = _watch(engine, seen.adapters_pending, now, contract)
+    # What ends a part is a failure of the engine: rank 0 hears of it, counts it, and says when all try again.
+    return replace(decision, phase="Waiting") if gang and not gang.leads and decision.act == "Kill" else decision
 
 
 def _refuse(
@@ -140,7 +173,7 @@ def _watch(engine: EngineSeen, adapters_pending: bool, now: float, contract: Nod
 def _start(seen: Seen, now: float, contract: NodeContract) -> Decision:
     backoff = contract.backoff
     if not seen.failure:
-        return Decision("Start", "StartingEngine")
+        return _begin(seen, Decision("Start", "StartingEngine"))
     if seen.failures > backoff.max_restarts:
         spent = f"gave up after {backoff.max_restarts} restarts; last: {seen.failure.message}"
         return Decision("Stay", "Failed", "RestartBudgetSpent", spent)
@@ -148,7 +181,14 @@ def _start(seen: Seen, now: float, contract: NodeContract) -> Decision:
         # No countdown in the message: it would change the deployment's status every second.
         count = f"{seen.failure.message} (restart {seen.failures} of {backoff.max_restarts})"
         return Decision("Stay", "BackOff", seen.failure.reason, count)
-    return Decision("Start", "StartingEngine", seen.failure.reason, seen.failure.message)
+    return _begin(seen, Decision("Start", "StartingEngine", seen.failure.reason, seen.failure.message))
+
+
+def _begin(seen: Seen, start: Decision) -> Decision:
+    """All ranks or none: an engine that starts without one of them would wait for it, and hold its devices."""
+    if seen.gang and seen.gang.missing:
+        return Decision("Stay", "Waiting", "RanksMissing", seen.gang.missing)
+    return start
 
 
 def _drain(engine: EngineSeen | None, drained_for: float, now: float, contract: NodeContract) -> Decision:

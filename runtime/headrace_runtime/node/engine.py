@@ -11,11 +11,12 @@ from functools import partial
 
 from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.decide import EngineSeen
+from headrace_runtime.node.gang import Gang
 from headrace_runtime.node.launch import Launcher, LaunchError
 from headrace_runtime.node.output import Output
 from headrace_runtime.node.process import Program
 from headrace_runtime.node.pulse import Pulse, look
-from headrace_runtime.node.readiness import Client, Health, Intervals, watch, watch_quiet
+from headrace_runtime.node.readiness import Asked, Health, Intervals, watch, watch_quiet
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class EngineParts:
     command: Callable[[str | None], Command]
     """What starts it, by the digest of the weights; None where nobody read them."""
     launcher: Launcher
-    client: Client
+    client: Asked
     output: Output
     intervals: Intervals
+    gang: Gang | None = None
+    """The other pods of an engine that is spread over several."""
 
 
 class EngineLife:
@@ -110,7 +113,7 @@ class EngineLife:
         self._ended = await asyncio.shield(self._program.ended)
 
     def _watch(
-        self, how: Callable[[Client, Health, Intervals, Callable[[], float]], Coroutine[None, None, None]]
+        self, how: Callable[[Asked, Health, Intervals, Callable[[], float]], Coroutine[None, None, None]]
     ) -> None:
         if self._watching is not None:
             self._watching.cancel()

@@ -1,20 +1,24 @@
 """What an agent answers over HTTP (docs/architecture.md lists the calls). Reads the agent's state, decides nothing."""
 
 import ipaddress
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
+from pydantic import ValidationError
 
-from headrace_runtime.contract import NodeState, Place
+from headrace_runtime.contract import NodeState, Place, RankReport
 from headrace_runtime.node.agent import Agent
+from headrace_runtime.node.gang import Leader, StrayRankError
 from headrace_runtime.node.metrics import StateCollector
 
 STUCK_SECONDS = 30.0
 """A loop that has not turned for this long is stuck: the pod is better started anew."""
 
 
-def application(agent: Agent) -> web.Application:
+def application(agent: Agent, leader: Leader | None = None) -> web.Application:
+    """`leader`: of rank 0 of an engine over several pods, whom the other ranks ask."""
     registry = CollectorRegistry()
     registry.register(StateCollector(agent.state))
 
@@ -50,7 +54,21 @@ def application(agent: Agent) -> web.Application:
         web.post("/supervise", supervise),
         web.get("/metrics", make_aiohttp_handler(registry=registry)),
     ])  # fmt: skip
+    if leader is not None:
+        app.router.add_post("/gang", _gang(leader))
     return app
+
+
+def _gang(leader: Leader) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def gang(request: web.Request) -> web.Response:
+        try:
+            order = leader.answer(RankReport.model_validate_json(await request.read()))
+        except (ValidationError, StrayRankError) as error:
+            problem = str(error) if isinstance(error, StrayRankError) else "the body is no report of a rank"
+            return web.json_response({"error": problem}, status=400)
+        return web.Response(text=order.model_dump_json(by_alias=True), content_type="application/json")
+
+    return gang
 
 
 def answer(state: NodeState) -> web.Response:

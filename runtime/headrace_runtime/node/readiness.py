@@ -10,6 +10,7 @@ decided in `decide.py`; here it is only measured.
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -80,6 +81,18 @@ class Load:
     latest when the lease of the last one ends (vLLM's `kv_lease_duration`, 30 s)."""
 
 
+class Asked(Protocol):
+    """An engine, as its agent asks after it. On a rank above 0 it is rank 0 that knows (`node/gang.py`)."""
+
+    async def healthy(self, seconds: float) -> bool: ...
+
+    async def generate(self, seconds: float) -> str: ...
+
+    async def pass_through(self, seconds: float) -> str: ...
+
+    async def load(self, seconds: float) -> Load | None: ...
+
+
 class Client:
     """One engine's HTTP server, as its agent uses it."""
 
@@ -139,7 +152,7 @@ def parse_load(text: str) -> Load | None:
     return Load(requests=sums[RUNNING] + sums[WAITING], progress=progress, kv_used=sums[KV_USED])
 
 
-async def watch(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+async def watch(client: Asked, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
     """Measure one engine into `health` until cancelled."""
     while not await client.healthy(intervals.health_timeout):  # noqa: ASYNC110 - what is polled is another process
         await asyncio.sleep(intervals.starting)
@@ -153,7 +166,7 @@ async def watch(client: Client, health: Health, intervals: Intervals, now: Calla
         tasks.create_task(_watch_progress(client, health, intervals, now))
 
 
-async def _watch_health(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+async def _watch_health(client: Asked, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
     while True:
         health.front_asked_at = health.front_asked_at or now()
         if await client.healthy(intervals.health_timeout):
@@ -163,7 +176,7 @@ async def _watch_health(client: Client, health: Health, intervals: Intervals, no
         await asyncio.sleep(intervals.health)
 
 
-async def _watch_progress(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+async def _watch_progress(client: Asked, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
     last = -1.0
     while True:
         load = await client.load(intervals.health_timeout)
@@ -177,7 +190,7 @@ async def _watch_progress(client: Client, health: Health, intervals: Intervals, 
         await asyncio.sleep(intervals.progress)
 
 
-async def watch_quiet(client: Client, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
+async def watch_quiet(client: Asked, health: Health, intervals: Intervals, now: Callable[[], float]) -> None:
     """While draining, in place of `watch`: measure since when nobody needs the engine any more, until cancelled."""
     while True:
         load = await client.load(intervals.health_timeout)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from headrace_runtime.engine import arguments
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.mounted import ContractFile
-from headrace_runtime.node import http, sweep, weights
+from headrace_runtime.node import gang, http, sweep, weights
 from headrace_runtime.node.adapters import Adapters, Files, LocateError
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.copies import Copies, is_fetched
@@ -32,12 +33,13 @@ log = logging.getLogger(__name__)
 
 def main(contract: NodeContract, place: Place, file: ContractFile[NodeContract]) -> None:
     """Run until SIGTERM and the drain that follows; `file` is where the contract was read. Raises NotOursError,
-    ClashError; OSError for a port in use."""
+    ClashError, StrayRankError; OSError for a port in use."""
     asyncio.run(_serve(contract, place, file))
 
 
 async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeContract]) -> None:
     run_dir = Path(place.run_dir)
+    spread = gang.fit(contract, place)
     contract = with_place_for_copy(contract, run_dir)
     sweep.prepare(run_dir)
     sweep.sweep()
@@ -50,25 +52,44 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
     async with aiohttp.ClientSession(trust_env=False) as session:
         url = f"http://{place.address}:{place.engine_port}"
         client = Client(session, url, contract.model.served_name)
-        command = partial(arguments.command, contract, place)
-        parts = EngineParts(command, _launcher(contract, place, children), client, output, Intervals())
+        others = _others(contract, place, session) if spread else None
+        parts = EngineParts(
+            partial(_command, contract, place, others),
+            _launcher(contract, place, children),
+            others if isinstance(others, gang.Follower) else client,
+            output,
+            Intervals(),
+            others,
+        )
         adapters = None
         if contract.engine.lora is not None:
             files = Files(
-                Path(command(None).env["HOME"]),
+                Path(arguments.command(contract, place).env["HOME"]),
                 partial(locate, Copies(contract.model) if contract.model.cache else None),
             )
             adapters = Adapters(contract.model.adapters, file, Routes(session, url), files)
         agent = Agent(contract, place, image, parts, raylet, adapters)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.drain)
-        runner = await http.listen(http.application(agent), place)
+        leader = others if isinstance(others, gang.Leader) else None
+        runner = await http.listen(http.application(agent, leader), place)
         try:
             await agent.run()
         finally:
             await runner.cleanup()
             output.close()
     log.info("left")
+
+
+def _others(contract: NodeContract, place: Place, session: aiohttp.ClientSession) -> gang.Leader | gang.Follower:
+    if place.rank:
+        return gang.Follower(place.rank, place.name, gang.asking(session, place.leader), time.monotonic)
+    meeting = arguments.Meeting(place.address, place.gang_port)
+    return gang.Leader(contract.engine.parallelism.pods, meeting, time.monotonic)
+
+
+def _command(contract: NodeContract, place: Place, others: gang.Gang | None, weights: str | None) -> arguments.Command:
+    return arguments.command(contract, place, weights, others.meeting if others else None)
 
 
 def with_place_for_copy(contract: NodeContract, run_dir: Path) -> NodeContract:
