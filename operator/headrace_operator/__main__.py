@@ -1,13 +1,11 @@
 """The operator's command line. `run` is the operator; `plan` shows what it would make, without any cluster.
 
-The only module that puts the parts together. Settings come from the environment (`settings.py`), everything else from
-here.
+Settings come from the environment (`settings.py`); `operation.py` puts the parts together.
 """
 
 import asyncio
 import json
 import logging
-import secrets
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -59,18 +57,9 @@ def run() -> None:
 
 async def _run(settings: Settings) -> None:
     # Here, so that `plan` needs neither kopf nor the client.
-    from headrace_operator import handlers  # noqa: PLC0415
-    from headrace_operator.cluster.client import KubernetesCluster  # noqa: PLC0415
-    from headrace_operator.cluster.runtime import HttpRuntime  # noqa: PLC0415
-    from headrace_operator.reconcile import World  # noqa: PLC0415
-    from headrace_operator.worker import Workers  # noqa: PLC0415
+    from headrace_operator import operation  # noqa: PLC0415
 
-    async with await KubernetesCluster.connect(instance=settings.instance) as cluster, HttpRuntime() as runtime:
-        world = World(
-            cluster, runtime, settings.defaults, now=lambda: datetime.now(UTC), token=lambda: secrets.token_hex(32)
-        )
-        workers = Workers.of(world, resync_seconds=settings.resync_seconds, concurrency=settings.concurrency)
-        await handlers.run(workers, settings)
+    await operation.run(settings)
 
 
 @main.command()

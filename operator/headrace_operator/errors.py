@@ -3,7 +3,8 @@
 HeadraceError
 ├── ClusterError          the API server refused a call or could not be reached
 │   ├── Conflict          somebody else changed the object meanwhile, or it exists already: look again at once
-│   └── Unreachable       no answer at all: nothing is known
+│   ├── Unreachable       no answer at all: nothing is known
+│   └── Fenced            not sent: this process does not lead, or no longer
 └── SettingsError         the process's own settings are wrong; it ends
 """
 
@@ -33,6 +34,10 @@ class Conflict(ClusterError):  # noqa: N818 - the name of the answer, as in HTTP
 
 class Unreachable(ClusterError):  # noqa: N818 - likewise
     """The API server gave no answer before the deadline."""
+
+
+class Fenced(ClusterError):  # noqa: N818 - likewise
+    """A write that was not sent, since another operator may lead by now."""
 
 
 class SettingsError(HeadraceError):

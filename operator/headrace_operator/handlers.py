@@ -8,12 +8,12 @@ change handlers, timers and daemons it writes neither annotations nor finalizers
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
-from headrace_operator import metrics, names
+from headrace_operator import names
 from headrace_operator.cluster import WATCHED
 from headrace_operator.settings import Settings
 from headrace_operator.state import Ref
@@ -65,7 +65,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # each log line would be an Event
     settings.scanning.disabled = True  # kinds and namespaces are fixed: no watch on CRDs and namespaces
-    settings.peering.standalone = True  # one replica, strategy Recreate
+    settings.peering.standalone = True  # who works is decided before kopf runs: election.py
     settings.queueing.idle_timeout = 1.0  # a queue per object is kept this long: memory
     settings.watching.inactivity_timeout = 45.0  # a watch that died without a word
     settings.networking.error_backoffs = (0.5, 1, 2, 5, 10)
@@ -76,11 +76,17 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def run(workers: Workers, settings: Settings, stop: asyncio.Event | threading.Event | None = None) -> None:
-    """Run until a signal comes, or until `stop` is set."""
-    server = await metrics.serve(settings.port) if settings.port else None
+async def run(
+    workers: Workers,
+    settings: Settings,
+    stop: asyncio.Event | threading.Event | None = None,
+    claim_signals: Callable[[], None] | None = None,
+) -> None:
+    """Run until `stop` is set, or until a signal comes. kopf takes the signals of the process for itself;
+    `claim_signals` is called when it has, for a caller who wants them back."""
+    before = asyncio.all_tasks()
     try:
-        await kopf.operator(
+        tasks = await kopf.spawn_tasks(
             registry=registry(workers),
             settings=kopf_settings(),
             standalone=True,
@@ -88,7 +94,8 @@ async def run(workers: Workers, settings: Settings, stop: asyncio.Event | thread
             namespaces=settings.namespace_list,
             stop_flag=stop,
         )
+        if claim_signals is not None:
+            claim_signals()
+        await kopf.run_tasks(tasks, ignored=before)
     finally:
         await workers.close()
-        if server is not None:
-            await server.cleanup()

@@ -7,9 +7,12 @@ Prometheus' text format. Counters are module constants, registered once.
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
+LEADER = Gauge("headrace_operator_leader", "1 while this process is the one that works, 0 while it stands by")
 WORKERS = Gauge("headrace_workers", "InferenceDeployments that are looked after")
 PASS_SECONDS = Histogram(
-    "headrace_pass_seconds", "Seconds of one pass over one object", buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+    "headrace_pass_seconds",
+    "Seconds of one pass over one object",
+    buckets=(0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 3, 10, 30),
 )
 CALLS = Counter("headrace_api_calls", "Calls to the API server", ("method", "resource"))
 ERRORS = Counter("headrace_errors", "Passes that failed", ("reason",))

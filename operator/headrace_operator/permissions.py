@@ -22,6 +22,8 @@ class Rule:
     why: str
     held_for: tuple[str, ...] = ()
     """Those of the verbs that are never called, but which the API server wants to see; `why` says what for."""
+    own_name: bool = False
+    """Only for the object that is named as the release is."""
 
 
 APPLIED = ("get", "list", "watch", "create", "patch", "delete")
@@ -55,10 +57,17 @@ RULES: tuple[Rule, ...] = (
 )
 """Held in every namespace that the operator looks after, and nowhere else."""
 
+LEASES = "coordination.k8s.io"
+ELECTION_RULES: tuple[Rule, ...] = (
+    Rule(LEASES, ("leases",), ("create",), "the Lease that decides who works, once: a name cannot be asked for here"),
+    Rule(LEASES, ("leases",), ("get", "patch"), "that Lease and no other", own_name=True),
+)
+"""Held in the operator's own namespace."""
 
-def allowed(*, called_only: bool = False) -> Iterator[tuple[str, str, str]]:
-    """The rules as (group, resource, verb); with `called_only` without those that are held but never called."""
-    for rule in RULES:
+
+def allowed(rules: tuple[Rule, ...] = RULES, *, called_only: bool = False) -> Iterator[tuple[str, str, str]]:
+    """Rules as (group, resource, verb); with `called_only` without those that are held but never called."""
+    for rule in rules:
         for resource in rule.resources:
             for verb in rule.verbs:
                 if not (called_only and verb in rule.held_for):
@@ -68,13 +77,15 @@ def allowed(*, called_only: bool = False) -> Iterator[tuple[str, str, str]]:
 def chart_template() -> str:
     """The text of `charts/headrace/templates/_permissions.tpl`."""
     return (
-        (
-            "{{- /* Made by `make generate` from headrace_operator/permissions.py; never edited. */ -}}\n"
-            '{{- define "headrace.rules" -}}\n'
-        )
-        + "".join(map(_yaml, RULES))
-        + "{{- end }}\n"
+        "{{- /* Made by `make generate` from headrace_operator/permissions.py; never edited. */ -}}\n"
+        + _define("headrace.rules", RULES)
+        + "\n"
+        + _define("headrace.electionRules", ELECTION_RULES)
     )
+
+
+def _define(name: str, rules: tuple[Rule, ...]) -> str:
+    return f'{{{{- define "{name}" -}}}}\n' + "".join(map(_yaml, rules)) + "{{- end }}\n"
 
 
 def _yaml(rule: Rule) -> str:
@@ -85,5 +96,6 @@ def _yaml(rule: Rule) -> str:
         f"# {rule.why}\n"
         f"- apiGroups: {words((rule.group,))}\n"
         f"  resources: {words(rule.resources)}\n"
-        f"  verbs: {words(rule.verbs)}\n"
+        + ('  resourceNames: [{{ include "headrace.fullname" . | quote }}]\n' if rule.own_name else "")
+        + f"  verbs: {words(rule.verbs)}\n"
     )

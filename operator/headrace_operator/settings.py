@@ -45,6 +45,11 @@ class Settings(BaseSettings):
         description="what that folder may take of its disk, such as 500Gi: models that nothing runs on go, the least "
         "recently used first; empty: as much as the disk holds",
     )
+    lease: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*)?$",
+        description="namespace/name of the Lease that decides which of several operators works; empty: there is one",
+    )
     port: int = Field(default=8080, ge=0, le=65535, description="port of /healthz and /metrics; 0: none")
     instance: str = Field(default="headrace", description="reporter in Events: the pod's name")
 

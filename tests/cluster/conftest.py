@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 NODES = 3
 NAMESPACE = "headrace-test"
 # The ground first, since it kills nodes; then what stands on it; last what looks back at all that was done.
+# As many as the chart has by default.
+OPERATORS = 2
 ORDER = ("test_local_", "test_chart_", "test_deployment_sample", "test_deployment_", "test_operator_")
 
 
@@ -111,17 +113,23 @@ class Headrace:
         return Infd(self.kubectl, name, model)
 
     def operator_pod(self) -> str:
-        """The name of the operator's pod, once there is one that is Ready, and no other."""
-        found: list[str] = []
+        """The name of the pod that leads, once all operators are Ready and one of them is it."""
+        leader = ""
 
-        def alone() -> bool:
+        def settled() -> bool:
+            nonlocal leader
             listed = self.system("get", "pods", f"--selector=app.kubernetes.io/instance={RELEASE}", "--output=json")
             pods = json.loads(listed)["items"]
-            found[:] = [pod["metadata"]["name"] for pod in pods if pod_is_ready(pod)]
-            return len(pods) == len(found) == 1
+            ready = [pod["metadata"]["name"] for pod in pods if pod_is_ready(pod)]
+            # `--ignore-not-found`: the first of them makes the Lease.
+            lease = self.system(
+                "get", "lease", RELEASE, "--ignore-not-found", "--output=jsonpath={.spec.holderIdentity}"
+            )
+            leader = lease.strip().rpartition("_")[0]
+            return len(pods) == len(ready) == OPERATORS and leader in ready
 
-        programs.wait_until("the operator's pod is Ready, and no other is there", alone, 90)
-        return found[0]
+        programs.wait_until("all operators are Ready, and one of them leads", settled, 90)
+        return leader
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def rendered(*values: str) -> list[Object]:
     return [document for document in yaml.safe_load_all(chart.render(*words)) if document]
 
 
-def only(kind: str, objects: list[Object]) -> Object:
-    (found,) = [document for document in objects if document["kind"] == kind]
+def only(kind: str, objects: list[Object], name: str | None = None) -> Object:
+    (found,) = [d for d in objects if d["kind"] == kind and name in (None, d["metadata"]["name"])]
     return found
 
 
@@ -40,6 +40,9 @@ def test_by_default_it_looks_after_all_namespaces() -> None:
         "ClusterRole",
         "ClusterRoleBinding",
         "Deployment",
+        "PodDisruptionBudget",
+        "Role",
+        "RoleBinding",
         "ServiceAccount",
     ]
     assert environment(objects)["HEADRACE_NAMESPACES"] == ""
@@ -51,7 +54,7 @@ def test_with_namespaces_it_has_rights_there_and_nowhere_else() -> None:
     assert not kinds & {"ClusterRole", "ClusterRoleBinding"}
     for kind in ("Role", "RoleBinding"):
         found = [document["metadata"]["namespace"] for document in objects if document["kind"] == kind]
-        assert found == ["team-a", "team-b"]
+        assert found == [chart.NAMESPACE, "team-a", "team-b"]
     bound = [subject for document in objects for subject in document.get("subjects", ())]
     assert {subject["namespace"] for subject in bound} == {chart.NAMESPACE}
     assert environment(objects)["HEADRACE_NAMESPACES"] == "team-a,team-b"
@@ -59,7 +62,7 @@ def test_with_namespaces_it_has_rights_there_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize(("kind", "values"), [("ClusterRole", []), ("Role", ["watchNamespaces={team-a}"])])
 def test_the_role_is_the_list_of_permissions(kind: str, values: list[str]) -> None:
-    rules = only(kind, rendered(*values))["rules"]
+    rules = only(kind, rendered(*values), "headrace")["rules"]
     assert rules == [
         {"apiGroups": [rule.group], "resources": list(rule.resources), "verbs": list(rule.verbs)} for rule in RULES
     ]
@@ -89,9 +92,37 @@ def test_the_pod_is_what_the_restricted_standard_asks_for() -> None:
     assert {"livenessProbe", "readinessProbe"} <= container.keys()
 
 
-def test_no_second_operator_runs_beside_the_first() -> None:
+def test_operators_elect_one_by_a_lease_that_only_they_may_write() -> None:
+    objects = rendered()
+    assert environment(objects)["HEADRACE_LEASE"] == f"{chart.NAMESPACE}/headrace"
+    role = only("Role", objects, "headrace-election")
+    assert role["metadata"]["namespace"] == chart.NAMESPACE
+    assert [(tuple(rule["verbs"]), rule.get("resourceNames")) for rule in role["rules"]] == [
+        (("create",), None),
+        (("get", "patch"), ["headrace"]),
+    ]
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"leases"}
+    assert only("RoleBinding", objects)["subjects"][0]["namespace"] == chart.NAMESPACE
+
+
+def test_a_rollout_of_operators_begins_the_next_before_it_ends_one() -> None:
     spec = only("Deployment", rendered())["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def test_drains_take_one_operator_at_a_time_and_a_single_one_blocks_none() -> None:
+    budget = only("PodDisruptionBudget", rendered())["spec"]
+    labels = only("Deployment", rendered())["spec"]["selector"]["matchLabels"]
+    assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+    assert not [d for d in rendered("replicas=1") if d["kind"] == "PodDisruptionBudget"]
+
+
+def test_operators_keep_apart_unless_they_are_told_otherwise() -> None:
+    (term,) = pod_spec(rendered())["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    mine = pod_spec(rendered("affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey=zone"))
+    assert mine["affinity"].keys() == {"podAffinity"}
 
 
 def test_every_variable_is_a_setting_of_the_operator() -> None:
@@ -126,8 +157,9 @@ def test_an_account_of_the_users_own_is_bound() -> None:
         ("images.operator.digest=abc", "/images/operator/digest"),
         ("resources.limits.memory=lots", "/resources/limits/memory"),
         ("concurrency=0", "/concurrency"),
-        ("replicas=2", "replicas"),
+        ("replicas=two", "/replicas"),
         ("extraEnv[0].name=HEADRACE_PORT", "/extraEnv/0/name"),
+        ("extraEnv[0].name=HEADRACE_LEASE", "/extraEnv/0/name"),
         ("serviceAccount.create=false", "serviceAccount.name"),
     ],
 )

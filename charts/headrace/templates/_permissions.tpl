@@ -45,3 +45,15 @@
   resources: ["events"]
   verbs: ["create", "list"]
 {{- end }}
+
+{{- define "headrace.electionRules" -}}
+# the Lease that decides who works, once: a name cannot be asked for here
+- apiGroups: ["coordination.k8s.io"]
+  resources: ["leases"]
+  verbs: ["create"]
+# that Lease and no other
+- apiGroups: ["coordination.k8s.io"]
+  resources: ["leases"]
+  resourceNames: [{{ include "headrace.fullname" . | quote }}]
+  verbs: ["get", "patch"]
+{{- end }}

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from headrace_operator import names
 from headrace_operator.state import Canary, CanaryAnswer, Object, Ref
-from headrace_runtime.contract import NodeState
+from headrace_runtime.contract import GatewayFigures, NodeState
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,9 @@ class Runtime(Protocol):
 
     async def node_state(self, address: str) -> NodeState | None:
         """What the agent at this pod address says of itself. None: no usable answer in time."""
+
+    async def figures(self, address: str) -> GatewayFigures | None:
+        """What the gateway at this pod address has counted. None: no usable answer in time."""
 
     async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         """Have the gateway at this pod address put one real question to its own public port. A failure is an answer

@@ -6,6 +6,7 @@ its generated models, which would cost tens of megabytes and lose fields they do
 
 import asyncio
 import json
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from kubernetes.aio.config.kube_config import load_kube_config
 
 from headrace_operator import names
 from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, OWNED, POD, Kind, kind_of
+from headrace_operator.cluster.fence import Fence
 from headrace_operator.errors import ClusterError, Conflict, SettingsError, Unreachable
 from headrace_operator.metrics import CALLS
 from headrace_operator.state import Object, Ref
@@ -32,15 +34,19 @@ IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 class KubernetesCluster:
     """One API server. Use as an async context manager, or call `close`."""
 
-    def __init__(self, api: ApiClient, *, instance: str = names.OPERATOR) -> None:
+    def __init__(self, api: ApiClient, *, instance: str = names.OPERATOR, fence: Fence | None = None) -> None:
         self._api = api
         self._instance = instance
+        self._fence = fence
 
     @classmethod
-    async def connect(cls, *, instance: str = names.OPERATOR, kubeconfig: Path | None = None) -> Self:
+    async def connect(
+        cls, *, instance: str = names.OPERATOR, kubeconfig: Path | None = None, fence: Fence | None = None
+    ) -> Self:
         """With `kubeconfig`; or else the pod's service account; or else the user's (`KUBECONFIG`, `~/.kube/config`).
 
-        `instance` is what Events name as their reporter. SettingsError: none is there, or it is not usable.
+        `instance` is what Events name as their reporter. With `fence` writes go out only while it is open.
+        SettingsError: no configuration is there, or it is not usable.
         """
         configuration = Configuration()
         try:
@@ -52,7 +58,7 @@ class KubernetesCluster:
                 await load_kube_config(client_configuration=configuration)
         except (ConfigException, OSError) as error:
             raise SettingsError(f"no Kubernetes API: not in a pod, and no usable kubeconfig ({error})") from error
-        return cls(ApiClient(configuration), instance=instance)
+        return cls(ApiClient(configuration), instance=instance, fence=fence)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,8 +170,17 @@ class KubernetesCluster:
         *,
         content_type: str = JSON,
     ) -> Object:
-        """One request. Raises Unreachable, Conflict or ClusterError; the answer of a success is always an object."""
+        """One request. Raises Unreachable, Conflict, Fenced or ClusterError; the answer of a success is always an
+        object."""
         call = f"{method} {path}"
+        fence = self._fence if method != "GET" else None
+        with fence.writing(call) if fence is not None else nullcontext(DEADLINE_SECONDS) as seconds:
+            return await self._send(call, min(seconds, DEADLINE_SECONDS), query, body, content_type=content_type)
+
+    async def _send(
+        self, call: str, seconds: float, query: dict[str, str] | None, body: Object | None, *, content_type: str
+    ) -> Object:
+        method, _, path = call.partition(" ")
         CALLS.labels(method=method, resource=_resource(path)).inc()
         _, url, headers, payload, _ = await self._api.param_serialize(
             method,
@@ -175,7 +190,7 @@ class KubernetesCluster:
             body=body,
             auth_settings=["BearerToken"],
         )
-        timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             response = await self._api.call_api(method, url, headers, payload, _request_timeout=timeout)
             raw = await response.read()
