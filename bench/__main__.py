@@ -25,6 +25,7 @@ BENCHES = {
     "resume": "An engine killed under its streams: going on elsewhere, against asking again and a cold restart",
     "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
     "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
+    "scale": "100 and 1,000 deployments on a control plane with kwok nodes: writes, processor time, memory, seconds",
     "storage-path": "KV blocks from decode's disk or by a prefill engine: our choice against either (simulated)",
     "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
@@ -42,7 +43,8 @@ BENCHES = {
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of request traces.",
 )
-def main(name: str | None, quick: bool, file: Path | None, traces: Path | None) -> None:
+@click.option("--objects", type=click.IntRange(min=2), multiple=True, help="How many deployments (scale); repeatable.")
+def main(name: str | None, quick: bool, file: Path | None, traces: Path | None, objects: tuple[int, ...]) -> None:
     """Run the benchmark NAME; without a name, list what there is. Exit 1: a check did not hold."""
     console = Console()
     if name is None:
@@ -52,7 +54,7 @@ def main(name: str | None, quick: bool, file: Path | None, traces: Path | None) 
         console.print(table)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end what was started
-    report: Report = import_module(f"bench.{name.replace('-', '_')}").run(Options(quick, traces))
+    report: Report = import_module(f"bench.{name.replace('-', '_')}").run(Options(quick, traces, objects))
     report.show(console)
     if file is not None:
         report.write(file)

@@ -20,6 +20,8 @@ class Options:
     """Fewer repeats and shorter runs: proves that the benchmark works, its figures are not to be quoted."""
     traces: Path | None = None
     """Folder of request traces, for the benchmarks that replay some."""
+    objects: tuple[int, ...] = ()
+    """How many InferenceDeployments, one run for each number, for the benchmark that makes many."""
 
 
 @dataclass(frozen=True)

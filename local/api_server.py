@@ -58,7 +58,7 @@ def api_server() -> Iterator[Path]:
         for identity in (certificates.api_server(["127.0.0.1"]), ADMIN, KUBELET_CLIENT, FRONT_PROXY_CLIENT):
             certificates.issue(home / "pki", identity)
         for last in (False, False, True):  # another process can take a free port before the server does
-            plane = ControlPlane(program, home / "pki", home, "127.0.0.1", *_free_ports())
+            plane = ControlPlane(program, home / "pki", home, "127.0.0.1", *free_ports())
             try:
                 stack.enter_context(_started(plane))
                 break
@@ -89,7 +89,7 @@ def _started(plane: ControlPlane) -> Iterator[None]:
     commands = {"etcd": control_plane.etcd(plane), "kube-apiserver": control_plane.api_server_alone(plane)}
     with ExitStack() as stack:
         processes = {
-            name: stack.enter_context(_child(command, plane.data / f"{name}.log")) for name, command in commands.items()
+            name: stack.enter_context(child(command, plane.data / f"{name}.log")) for name, command in commands.items()
         }
 
         def ready() -> bool:
@@ -105,7 +105,8 @@ def _started(plane: ControlPlane) -> Iterator[None]:
 
 
 @contextmanager
-def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program while the block lasts: told to end, then killed. It dies with the thread that started it."""
     with log.open("wb") as out:
         # A session of its own: Ctrl-C is for the parent, which then ends its children in order.
         process = subprocess.Popen(
@@ -126,7 +127,7 @@ def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def _free_ports() -> tuple[int, int, int]:
+def free_ports() -> tuple[int, int, int]:
     """Three different ports of loopback on which nobody listens now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(3)]

