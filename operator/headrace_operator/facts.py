@@ -32,6 +32,7 @@ NO_RUNTIME = re.compile(r"No module named '?headrace_runtime|executable file not
 MODEL_VOLUME = re.compile(
     r'volume(Mount)? "model"|persistentvolumeclaim "(?![a-z0-9.-]*-kv-(serve|prefill|decode)-[0-9]+")'
 )
+RANK_PART = re.compile(r"-r[0-9]+$")
 VOLUME = re.compile(r'(?:volume|volumeMount) "([a-z0-9-]+)"')
 SECRET = re.compile(r'secret "([a-z0-9.-]+)" not found')
 
@@ -66,6 +67,9 @@ def read_pod(obj: Object) -> Pod:
         node=obj.get("spec", {}).get("nodeName", ""),
         created=datetime.fromisoformat(created) if created else None,
         waiting_since=datetime.fromisoformat(waiting_since) if waiting_since else None,
+        gang=labels.get(names.GANG, ""),
+        rank=_number(labels.get(names.RANK, ""), 0),
+        ranks=_number(labels.get(names.GANG_SIZE, ""), 1),
         kv_slot=labels.get(names.KV_SLOT, ""),
         returns_to=returns_to,
         blocker=blocker,
@@ -97,9 +101,13 @@ def secrets_missed(events: Iterable[Object]) -> frozenset[str]:
     return frozenset(name for event in events for name in SECRET.findall(str(event.get("message", ""))))
 
 
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.isdecimal() else otherwise
+
+
 def _born_as(name: str) -> tuple[str, int]:
     """Role and index in the name of an engine's pod (`names.engine_pod`); empty and -1 in any other name."""
-    parts = name.rsplit("-", 3)
+    parts = RANK_PART.sub("", name).rsplit("-", 3)
     made = len(parts) == 4 and parts[1] in ROLES and parts[3].isdecimal()
     return (parts[1], int(parts[3])) if made else ("", -1)
 

@@ -9,9 +9,11 @@ from datetime import datetime
 
 from headrace_operator import names
 from headrace_operator.adapters import adapter_statuses
+from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.status import AdapterStatus
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
+from headrace_operator.gangs import whole
 from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject, Target
 
 SHOWN = 3
@@ -24,10 +26,22 @@ class Wanted:
 
     revision: str
     sizes: dict[str, int]
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Pods of each engine of a role, where it has several."""
 
     @property
     def engines(self) -> int:
         return sum(self.sizes.values())
+
+    @property
+    def pods(self) -> int:
+        """Pods of all engines."""
+        return sum(size * self.ranks.get(role, 1) for role, size in self.sizes.items())
+
+    @property
+    def counted(self) -> str:
+        """What `pods` counts, in words."""
+        return "engines" if self.pods == self.engines else "engine pods"
 
 
 @dataclass(frozen=True)
@@ -51,11 +65,18 @@ class Known:
     @property
     def wanted(self) -> Wanted | None:
         if self.plan is not None:
-            return Wanted(self.plan.revision, dict(self.plan.sizes))
+            return Wanted(self.plan.revision, dict(self.plan.sizes), self._ranks)
         before = self.previous
         if before.revision is None or before.revision.current is None or not before.roles:
             return None
-        return Wanted(before.revision.current, {role.name: role.desired for role in before.roles})
+        return Wanted(before.revision.current, {role.name: role.desired for role in before.roles}, self._ranks)
+
+    @property
+    def _ranks(self) -> dict[str, int]:
+        """By the spec; while that is invalid, as the pods say that are there."""
+        if self.subject is not None:
+            return {role.name: role.parallelism.pods for role in effective_roles(self.subject.spec)}
+        return {pod.role: pod.ranks for pod in self.observed.engines()}
 
     @property
     def adapters(self) -> tuple[AdapterStatus, ...]:
@@ -80,7 +101,7 @@ class Known:
 
 def ready_of(known: Known, role: str, revision: str | None = None) -> int:
     """Ready engines of one role, of one revision or of any."""
-    return sum(p.ready and p.live and revision in (None, p.revision) for p in known.observed.engines(role))
+    return sum(p.ready and p.live and revision in (None, p.revision) for p in whole(known.observed.engines(role)))
 
 
 def counts(known: Known, wanted: Wanted) -> str:
@@ -95,7 +116,7 @@ def rolled_out(known: Known) -> bool:
 
 
 def joined_nodes(known: Known) -> int:
-    """Engines whose raylet has joined, as their agents say."""
+    """Engine pods whose raylet has joined, as their agents say."""
     return sum(bool(p.agent and p.agent.ray and p.agent.ray.joined) for p in known.observed.engines() if not p.going)
 
 

@@ -13,6 +13,7 @@ from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import sentence
 from headrace_operator.api.v1alpha1 import LocalRef, Model
+from headrace_operator.gangs import whole
 from headrace_operator.known import (
     SHOWN,
     Known,
@@ -82,9 +83,9 @@ def model_ready(known: Known) -> Judgement:
     assert wanted is not None
     engines = [p for p in known.observed.engines() if p.live]
     loaded = sum(p.ready or (p.agent is not None and p.agent.ready_seconds is not None) for p in engines)
-    if loaded >= wanted.engines:
-        return Judgement("True", Reason.LOADED, f"{loaded} engines have loaded the model.")
-    told = f"{loaded} of {wanted.engines} engines have loaded the model"
+    if loaded >= wanted.pods:
+        return Judgement("True", Reason.LOADED, f"{loaded} {wanted.counted} have loaded the model.")
+    told = f"{loaded} of {wanted.pods} {wanted.counted} have loaded the model"
     busy = weights.fetching(known.observed.engines())
     if busy:
         return Judgement("False", Reason.FETCHING, f"{told}, {busy}.")
@@ -129,14 +130,15 @@ def weights_verified(known: Known) -> Judgement:
     if len(digests) > 1:
         return Judgement("False", Reason.DIGEST_MISMATCH, f"engines loaded {len(digests)} different sets of files")
     done, notes = sum(state.verified is True for state in said), weights.notes(engines)
-    if done < wanted.engines:
-        told = f"{done} of {wanted.engines} engines have verified the weights.{notes}"
+    found = f"{done} {wanted.counted} found the files"
+    if done < wanted.pods:
+        told = f"{done} of {wanted.pods} {wanted.counted} have verified the weights.{notes}"
         return Judgement("Unknown", Reason.VERIFYING, told)
     promises = {"the manifest says": known.observed.manifest, "the signer does": signature}
     given = [words for words, promise in promises.items() if promise is not None]
     if not given:
-        return Judgement("True", Reason.DIGEST_PINNED, f"{done} engines found the files of the first load.{notes}")
-    return Judgement("True", Reason.VERIFIED, f"{done} engines found the files as {' and '.join(given)}.{notes}")
+        return Judgement("True", Reason.DIGEST_PINNED, f"{found} of the first load.{notes}")
+    return Judgement("True", Reason.VERIFIED, f"{found} as {' and '.join(given)}.{notes}")
 
 
 def ray_ready(known: Known) -> Judgement:
@@ -148,9 +150,10 @@ def ray_ready(known: Known) -> Judgement:
         why = listed(blockers([head])) if head is not None else ""
         return Judgement("False", Reason.HEAD_NOT_READY, why or "the head's pod is not ready")
     joined = joined_nodes(known)
-    if joined < wanted.engines:
-        return Judgement("False", Reason.NODES_MISSING, f"{joined} of {wanted.engines} engines have joined Ray.")
-    return Judgement("True", Reason.NODES_JOINED, f"The head and {joined} engines are there.")
+    if joined < wanted.pods:
+        told = f"{joined} of {wanted.pods} {wanted.counted} have joined Ray."
+        return Judgement("False", Reason.NODES_MISSING, told)
+    return Judgement("True", Reason.NODES_JOINED, f"The head and {joined} {wanted.counted} are there.")
 
 
 def roles_ready(known: Known) -> Judgement:
@@ -234,7 +237,7 @@ def progressing(known: Known) -> Judgement:
         return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is changed.")
     if (failure := rollout_failed(known)) is not None:
         return failure
-    engines = known.observed.engines()
+    engines = whole(known.observed.engines())
     old = sum(p.live and p.revision != wanted.revision for p in engines)
     new = sum(p.live and p.revision == wanted.revision for p in engines)
     draining = sum(p.going for p in engines)

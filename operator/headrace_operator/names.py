@@ -22,6 +22,11 @@ ROLE = contract.ROLE_LABEL
 REVISION = contract.REVISION_LABEL
 KV_LAYOUT = contract.KV_LAYOUT_LABEL
 DRAINING = contract.DRAINING_ANNOTATION
+RANK = contract.RANK_LABEL
+GANG = f"{GROUP}/gang"
+"""Label on the pods of an engine that is spread over several: the engine, by the name of its rank 0."""
+GANG_SIZE = f"{GROUP}/gang-size"
+"""Label beside it: how many there are."""
 KV_SLOT = f"{GROUP}/kv-slot"
 """Label on an engine whose KV blocks outlive it: the place in its role that they belong to, such as `decode-0`."""
 RETURNS_TO = f"{GROUP}/returns-to"
@@ -94,9 +99,20 @@ def engine_contract(deployment: str, role: str, revision: str) -> str:
     return child(deployment, role, revision)
 
 
-def engine_pod(deployment: str, role: str, revision: str, index: int) -> str:
-    """One engine's pod. The revision is part of the name: old and new stand side by side while a rollout goes on."""
-    return child(deployment, role, revision, str(index))
+def engine_pod(deployment: str, role: str, revision: str, index: int, rank: int = 0) -> str:
+    """One engine's pod, or one of its ranks. The revision is part of the name: old and new stand side by side while a
+    rollout goes on."""
+    return child(deployment, role, revision, str(index), *([f"r{rank}"] if rank else []))
+
+
+def ranks(deployment: str) -> str:
+    """The headless Service under whose name the ranks of an engine find its rank 0."""
+    return child(deployment, "ranks")
+
+
+def leader_address(namespace: str, deployment: str, pod: str) -> str:
+    """host:port of the agent of an engine's rank 0."""
+    return f"{pod}.{ranks(deployment)}.{namespace}.svc:{contract.AGENT_PORT}"
 
 
 def record(deployment: str, revision: str) -> str:

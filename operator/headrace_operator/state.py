@@ -97,6 +97,12 @@ class Pod:
     created: datetime | None = None
     waiting_since: datetime | None = None
     """When it stopped being ready; where it never was, when it was made. None: it is ready, or nobody knows."""
+    gang: str = ""
+    """Of a pod that is a part of an engine: the engine, by the name of its rank 0. Empty: it is an engine by itself."""
+    rank: int = 0
+    """Which part of it."""
+    ranks: int = 1
+    """How many pods that engine has when it is whole."""
     kv_slot: str = ""
     """Of an engine, the slot whose KV blocks it reads and writes. Empty: they do not outlive it."""
     returns_to: str = ""
@@ -115,6 +121,11 @@ class Pod:
     def home(self) -> str:
         """The role it was made for."""
         return self.born or self.role
+
+    @property
+    def engine(self) -> str:
+        """The engine that it is or belongs to, by name."""
+        return self.gang or self.name
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class Observed:
     failure: str | None = None
 
     def engines(self, role: str | None = None) -> tuple[Pod, ...]:
-        """The engine pods, of one role or of all, in order of their names."""
+        """The engine pods, of one role or of all, in order of their names. An engine may have several (`gangs.py`)."""
         return tuple(p for p in self.pods if p.component == "engine" and role in (None, p.role))
 
     @property
@@ -187,7 +198,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Slot:
-    """One engine pod of the current revision that shall exist."""
+    """One engine of the current revision that shall exist: a pod, or as many as its role's parallelism says."""
 
     role: str
     index: int

@@ -22,6 +22,7 @@ from headrace_operator.api.v1alpha1 import (
     RevisionStatus,
     RoleStatus,
 )
+from headrace_operator.gangs import whole
 from headrace_operator.history import records
 from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_operator.kvcache import calm, reported
@@ -122,7 +123,7 @@ def _answered(known: Known, wanted: Wanted) -> bool:
 
 
 def _role(known: Known, wanted: Wanted, role: str) -> RoleStatus:
-    engines = known.observed.engines(role)
+    engines = whole(known.observed.engines(role))
     size, ready = wanted.sizes[role], ready_of(known, role)
     labels = names.selector(known.ref.name, "engine") | {names.ROLE: role}
     return RoleStatus(
@@ -169,7 +170,7 @@ def _ray(known: Known, wanted: Wanted) -> RayStatus:
     return RayStatus(
         address=names.ray_address(known.ref.namespace, known.ref.name),
         version=versions[0] if versions else (before.version if before else None),
-        nodes=RayNodes(alive=alive, expected=wanted.engines + 1),
+        nodes=RayNodes(alive=alive, expected=wanted.pods + 1),
         gcs=gcs,
     )
 

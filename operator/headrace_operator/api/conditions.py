@@ -98,6 +98,8 @@ class Reason:
     ENGINE_FAILED: Final = "EngineFailed"
     ENGINE_UNHEALTHY: Final = "EngineUnhealthy"
     RESTART_BUDGET_SPENT: Final = "RestartBudgetSpent"
+    RANKS_MISSING: Final = "RanksMissing"
+    RANK_LOST: Final = "RankLost"
     DRAINING: Final = "Draining"
 
     # GatewayReady.

@@ -41,6 +41,11 @@ class EffectiveRole:
             return 0
         return self.engine.device.count or self.parallelism.devices
 
+    @property
+    def accelerators_per_pod(self) -> int:
+        """The same of each of its pods."""
+        return self.accelerators // self.parallelism.pods
+
 
 def effective_roles(spec: InferenceDeploymentSpec) -> tuple[EffectiveRole, ...]:
     """Every role of the spec, in its order, overrides applied."""

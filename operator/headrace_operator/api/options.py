@@ -7,7 +7,8 @@ vllm/model_executor/layers/quantization/__init__.py.
 from typing import Final
 
 _OWNED: Final = "Headrace sets it itself"
-_ONE_POD: Final = "an engine of this version is one pod"
+_PODS: Final = "set spec.parallelism.pods"
+_ONE_POD: Final = "data-parallel copies of an engine are in one pod"
 
 OWNED: Final[dict[str, str]] = {
     "model": "set spec.model.source",
@@ -65,10 +66,10 @@ OWNED: Final[dict[str, str]] = {
     "enable-log-requests": "prompts are never logged",
     "enable-log-outputs": "answers are never logged",
     "enable-log-deltas": "answers are never logged",
-    "nnodes": _ONE_POD,
-    "node-rank": _ONE_POD,
-    "master-addr": _ONE_POD,
-    "master-port": _ONE_POD,
+    "nnodes": _PODS,
+    "node-rank": _PODS,
+    "master-addr": _PODS,
+    "master-port": _PODS,
     "data-parallel-size-local": _ONE_POD,
     "data-parallel-start-rank": _ONE_POD,
     "data-parallel-address": _ONE_POD,
@@ -83,7 +84,7 @@ OWNED: Final[dict[str, str]] = {
 
 OWNED_ENV: Final = frozenset(
     {
-        *("POD_NAME", "POD_IP", "NODE_NAME"),
+        *("POD_NAME", "POD_IP", "NODE_NAME", "HEADRACE_RANK", "HEADRACE_LEADER"),
         *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_HOST_IP"),
         *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_PORT"),
     }

@@ -8,7 +8,7 @@ cases tests both. Pure; `parse.py` runs the checks, `crd.py` places the CEL.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_operator.api import checks, sources, tiers
+from headrace_operator.api import checks, gangs, sources, tiers
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
@@ -72,10 +72,21 @@ def _shared(limits: str) -> str:
 
 _SIZES = ("tensor", "pipeline", "data", "context")
 _PRODUCT = " * ".join(_over("r", "parallelism", size) for size in _SIZES)
+_OWN_PRODUCT = " * ".join(f"self.parallelism.{size}" for size in _SIZES)
 _DEVICE_COUNT = (
     f"has(self.roles) ? self.roles.all(r, has(r.engine) && has(r.engine.device) ? "
     f"{_count('r.engine.device', _PRODUCT)} : {_count('self.engine.device', _PRODUCT)}) : "
-    + _count("self.engine.device", " * ".join(f"self.parallelism.{size}" for size in _SIZES))
+    + _count("self.engine.device", _OWN_PRODUCT)
+)
+_PODS = _over("r", "parallelism", "pods")
+_EQUAL_PARTS = (
+    f"has(self.roles) ? self.roles.all(r, ({_PRODUCT}) % {_PODS} == 0) : ({_OWN_PRODUCT}) % self.parallelism.pods == 0"
+)
+_ALONE = "!has(self.kvCache.host) && !has(self.engine.lora)"
+_WHOLE_ENGINES = (
+    f"has(self.roles) ? self.roles.all(r, {_PODS} == 1 || r.name == 'serve' && "
+    f"{_over('r', 'parallelism', 'data')} == 1 && {_ALONE}) : "
+    f"self.parallelism.pods == 1 || self.parallelism.data == 1 && {_ALONE}"
 )
 _RESOURCE = (
     "(has(r.engine) && has(r.engine.device) && has(r.engine.device.resource) ? "
@@ -207,6 +218,20 @@ RULES: tuple[Rule, ...] = (
         "must be tensor x pipeline x data x context of the role's parallelism: change or remove it",
         _DEVICE_COUNT,
         ".engine.device.count",
+    ),
+    Rule(
+        gangs.equal_parts,
+        ("spec",),
+        "must divide tensor x pipeline x data x context of the role's parallelism",
+        _EQUAL_PARTS,
+        ".parallelism.pods",
+    ),
+    Rule(
+        gangs.whole_engines_only,
+        ("spec",),
+        "several pods of one engine do not go with prefill and decode, data-parallel copies, KV tiers or adapters",
+        _WHOLE_ENGINES,
+        ".parallelism.pods",
     ),
     Rule(
         checks.accelerator_in_resources,

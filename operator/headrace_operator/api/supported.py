@@ -34,6 +34,7 @@ _ENGINE_ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "parallelism.data": ANY,
     "parallelism.expert": ANY,
     "parallelism.context": ANY,
+    "parallelism.pods": ANY,
 }
 _ENGINE_NOT_YET: Final = ("engine.speculative", "engine.weightsOffload")
 _LIMITS: Final = ("maxConcurrent", "requestsPerMinute", "tokensPerMinute")

@@ -7,7 +7,7 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
-from headrace_operator.desired import budgets, engine, gateway, head, history, tiers
+from headrace_operator.desired import budgets, engine, gateway, head, history, ranks, tiers
 from headrace_operator.history import KIND
 from headrace_operator.state import Object, Observed, Plan, Subject
 
@@ -24,7 +24,8 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
         *gateway.objects(subject),
         *tiers.claims(subject, plan),
         *([head.pod(subject, plan)] if plan.head else []),
-        *(engine.pod(subject, roles[slot.home], plan.revision, slot) for slot in plan.slots),
+        *([ranks.service(subject)] if any(role.parallelism.pods > 1 for role in roles.values()) else []),
+        *(pod for slot in plan.slots for pod in engine.pods_of(subject, roles[slot.home], plan.revision, slot)),
         *budgets.objects(subject, plan),
     ]
 
@@ -38,6 +39,14 @@ def kept(plan: Plan, observed: Observed, records: frozenset[str]) -> frozenset[t
         for (kind, name), obj in observed.children.items()
         if kind == "ConfigMap" and any(_labelled(obj, pod.home, pod.revision) for pod in engines)
     }
+    # Ranks of an engine that is to serve on look each other up by it.
+    meeting = {
+        name
+        for (kind, name), obj in observed.children.items()
+        if kind == "Service"
+        and obj["metadata"].get("labels", {}).get(names.COMPONENT) == "engine"
+        and any(pod.gang for pod in engines)
+    }
     leaving = {pod.role for pod in engines if pod.name in plan.keep} - plan.sizes.keys()
     protecting = {
         name
@@ -48,6 +57,7 @@ def kept(plan: Plan, observed: Observed, records: frozenset[str]) -> frozenset[t
         {
             *(("Pod", name) for name in plan.keep),
             *(("ConfigMap", name) for name in contracts),
+            *(("Service", name) for name in meeting),
             *(("PodDisruptionBudget", name) for name in protecting),
             *((KIND, name) for name in records),
         }

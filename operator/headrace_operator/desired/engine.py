@@ -4,7 +4,7 @@ import math
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole
-from headrace_operator.desired import contracts, model, pods, tiers
+from headrace_operator.desired import contracts, model, pods, ranks, tiers
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.desired.overlay import lay_over
 from headrace_operator.state import Object, Slot, Subject
@@ -25,8 +25,13 @@ def contract_map(subject: Subject, role: EffectiveRole, revision: str) -> Object
     )
 
 
-def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Object:
-    """One engine, made for `role`; its label says the role it has now."""
+def pods_of(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> list[Object]:
+    """One engine, made for `role`: a pod, or all ranks of it."""
+    return [pod(subject, role, revision, slot, rank) for rank in range(role.parallelism.pods)]
+
+
+def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot, rank: int = 0) -> Object:
+    """One pod of an engine that is made for `role`; its label says the role it has now."""
     labels = {
         names.ROLE: slot.role,
         names.REVISION: revision,
@@ -36,10 +41,13 @@ def pod(subject: Subject, role: EffectiveRole, revision: str, slot: Slot) -> Obj
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata(
-            subject.ref, names.engine_pod(subject.name, role.name, revision, slot.index), "engine", labels
+            subject.ref, names.engine_pod(subject.name, role.name, revision, slot.index, rank), "engine", labels
         ),
         "spec": _spec(subject, role, revision),
     }
+    if role.parallelism.pods > 1:
+        leader = names.engine_pod(subject.name, role.name, revision, slot.index)
+        generated = ranks.as_rank(generated, subject, leader, rank, role.parallelism.pods)
     made = lay_over(tiers.with_tiers(generated, subject, slot), role.role.pod_template)
     return tiers.returning(made, slot.returns_to) if slot.returns_to else made
 
@@ -78,7 +86,7 @@ def _spec(subject: Subject, role: EffectiveRole, revision: str) -> Object:
 
 def _container(subject: Subject, role: EffectiveRole) -> Object:
     engine = role.engine
-    devices = {engine.device.resource: str(role.accelerators)} if role.accelerators else None
+    devices = {engine.device.resource: str(role.accelerators_per_pod)} if role.accelerators else None
     container = pods.process(
         "engine",
         "node",

@@ -13,6 +13,7 @@ from itertools import count, islice, repeat
 from headrace_operator import history
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
+from headrace_operator.gangs import whole
 from headrace_operator.plan.placement import let_go, places, vacant
 from headrace_operator.plan.revision import engine_revision, head_revision
 from headrace_operator.plan.roles import change_roles, labelled
@@ -38,7 +39,7 @@ def make_plan(
     """
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
-    engines = labelled(observed.engines(), sizes)
+    engines = labelled(whole(observed.engines()), sizes)
     disk = spec.kv_cache.disk if spec.kv_cache.disk and spec.kv_cache.disk.outlives_pods else None
     blocks: dict[str, str] = {}
     if disk is not None:
@@ -66,7 +67,7 @@ def make_plan(
         head_revision=of_head,
         sizes=sizes,
         slots=tuple(slots),
-        keep=frozenset(keep),
+        keep=frozenset(pod.name for pod in observed.engines() if pod.engine in keep),
         placement=blocks,
         # The head's name is fixed, so its successor has to wait until it is gone.
         head=head is None or (head.live and head.revision == of_head),
