@@ -73,6 +73,7 @@ async def running(
     backoff: Backoff | None = None,
     *,
     tiers: KvTiers | None = None,
+    drain_seconds: float = 20,
 ) -> AsyncIterator[Running]:
     model = folder / "model"
     models.write(model)
@@ -84,7 +85,7 @@ async def running(
         model=Model(source="node:///m", path=str(model), served_name="m", integrity=integrity or Integrity()),
         engine=Engine(kv_tiers=tiers),
         backoff=backoff or Backoff(base_seconds=0.05, max_restarts=2),
-        drain_seconds=20,
+        drain_seconds=drain_seconds,
     )
     place = Place(name="chat-serve-r1-0", address="127.0.0.1", engine_port=free_port(), agent_port=free_port())
     children = Children()
@@ -158,6 +159,8 @@ async def test_a_killed_engine_is_ready_again(tmp_path: Path) -> None:
         os.kill(first.engine_pid, signal.SIGKILL)
         again = await node.until(lambda state: ready(state) and state.engine_pid != first.engine_pid)
         assert again.engine_restarts == 1
+        assert again.failure
+        assert again.failure.reason == "EngineFailed"
         assert members(first.engine_pid) == set()
 
 
@@ -251,6 +254,32 @@ async def test_a_drain_lets_a_running_stream_end(tmp_path: Path) -> None:
             rest = await stream.text()
         assert rest.rstrip().endswith("data: [DONE]")
         async with asyncio.timeout(15):
+            await node.task
+
+
+async def test_what_a_drain_cut_is_told_before_the_agent_leaves(tmp_path: Path) -> None:
+    async with running(tmp_path, options=("--tokens", "2000", "--itl", "0.05"), drain_seconds=1.0) as node:
+        await node.until(ready)
+        question = {"model": "m", "prompt": "x", "stream": True, "max_tokens": 2000}
+        async with node.session.post(f"{node.engine_url}/v1/completions", json=question) as stream:
+            await stream.content.readline()
+            node.agent.drain()
+            state = await node.until(lambda state: state.engine_pid is None and bool(state.message))
+        assert (state.cut, state.phase, state.message) == (1, "Draining", "requests cut after 1 s: 1")
+        assert "headrace_node_requests_cut_total 1.0" in (await node.get("/metrics"))[1]
+
+
+async def test_an_idle_engine_that_is_asked_to_stay_is_ready_while_it_drains(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        first = await node.until(ready)
+        async with node.session.post(f"{node.url}/stay") as answer:
+            assert not NodeState.model_validate_json(await answer.text()).staying  # it does not drain at all
+        node.agent.drain()
+        state = await node.until(lambda state: state.staying)
+        assert (state.phase, state.engine_pid) == ("Draining", first.engine_pid)
+        assert await node.get("/readyz") == (200, "Draining\n")
+        node.agent._stay_until = 0.0  # nobody asked again
+        async with asyncio.timeout(20):
             await node.task
 
 

@@ -14,6 +14,7 @@ from headrace_runtime.node.decide import (
     QUIET_SECONDS,
     STALL_SECONDS,
     STILL_SECONDS,
+    TELL_SECONDS,
     Decision,
     EngineSeen,
     Seen,
@@ -155,8 +156,35 @@ def test_a_drain(engine: EngineSeen | None, drained_for: float, act: str) -> Non
 
 
 def test_a_drain_says_what_it_cut() -> None:
+    busy = replace(READY, requests=3)
+    decision = step(Seen(weights="Usable", engine=busy, draining_at=NOW - 31))
+    assert (decision.message, decision.cut) == ("requests cut after 30 s: 3", 3)
     decision = step(Seen(weights="Usable", engine=READY, draining_at=NOW - 31))
-    assert decision.message == "requests were cut after 30 s"
+    assert (decision.message, decision.cut) == ("ended after 30 s, before it was quiet", 0)
+
+
+@pytest.mark.parametrize(("drained_for", "act"), [(31.0, "Stay"), (30 + TELL_SECONDS, "Leave")])
+def test_an_agent_that_cut_requests_stays_to_say_so(drained_for: float, act: str) -> None:
+    assert step(Seen(weights="Usable", draining_at=NOW - drained_for, cut=3)).act == act
+
+
+def test_an_engine_that_is_asked_to_answers_on_while_it_drains_however_quiet() -> None:
+    quiet = replace(READY, quiet_seconds=9)
+    decision = step(Seen(weights="Usable", engine=quiet, draining_at=NOW - 5, staying=True))
+    assert (decision.act, decision.phase, decision.staying) == ("Stay", "Draining", True)
+
+
+def test_but_not_into_the_second_half_of_the_time_which_is_for_what_was_asked_last() -> None:
+    decision = step(Seen(weights="Usable", engine=READY, draining_at=NOW - 15, staying=True))
+    assert (decision.act, decision.staying) == ("Stay", False)
+    quiet = replace(READY, quiet_seconds=QUIET_SECONDS)
+    assert step(Seen(weights="Usable", engine=quiet, draining_at=NOW - 15, staying=True)).act == "Terminate"
+
+
+def test_an_engine_that_ended_stays_for_nobody() -> None:
+    gone = replace(READY, ended="ended by SIGKILL")
+    assert step(Seen(weights="Usable", engine=gone, draining_at=NOW - 1, staying=True)).act == "Kill"
+    assert step(Seen(weights="Usable", draining_at=NOW - 1, staying=True)).act == "Leave"
 
 
 def test_a_spent_budget_tells_the_last_failure() -> None:
@@ -190,6 +218,7 @@ def test_the_backoff_never_shrinks_and_never_passes_its_maximum(
         health_failures=st.integers(0, 9),
         stalled_seconds=st.floats(0, 99),
         quiet_seconds=st.floats(0, 99),
+        requests=st.integers(0, 9),
         terminated_at=st.none() | st.floats(0, NOW),
     ),
     weights=st.sampled_from(["Reading", "Usable", Verdict("DigestMismatch", "x")]),

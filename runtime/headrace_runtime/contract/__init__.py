@@ -96,6 +96,7 @@ from headrace_runtime.contract.sketch import (
 )
 from headrace_runtime.contract.state import (
     AdapterState,
+    EngineFailure,
     KvReason,
     KvState,
     NodeState,
@@ -148,6 +149,7 @@ __all__ = [
     "Contract",
     "Endpoint",
     "Engine",
+    "EngineFailure",
     "FileDiscovery",
     "FixedDiscovery",
     "Frozen",

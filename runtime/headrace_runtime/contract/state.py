@@ -82,6 +82,14 @@ class RayState(Frozen):
     restarts: int = 0
 
 
+class EngineFailure(Frozen):
+    """An engine that ended by itself, or hung and was ended."""
+
+    at: float
+    """Seconds since the epoch."""
+    reason: Reason
+
+
 class NodeState(Frozen):
     """What an agent answers at `GET /state`, and the operator reads. Never holds a secret, a prompt or a host path."""
 
@@ -95,6 +103,12 @@ class NodeState(Frozen):
     engine_version: str | None = None
     engine_pid: int | None = None
     engine_restarts: int = 0
+    failure: EngineFailure | None = None
+    """The last one; None: there was none."""
+    staying: bool = False
+    """Draining, and it takes requests all the same, until its replacement does."""
+    cut: int = 0
+    """Requests that were running or waiting when the time of a drain was over."""
     since_seconds: float = 0.0
     """Seconds in this phase."""
     ready_seconds: float | None = None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace_runtime.contract import NodeContract, NodeState, Place
+from headrace_runtime.contract import EngineFailure, NodeContract, NodeState, Place
 from headrace_runtime.node.adapters import Adapters
 from headrace_runtime.node.custody import Custody
 from headrace_runtime.node.decide import Decision, Seen, Verdict, decide
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS = 0.2
 SUPERVISED_SECONDS = 10.0
+STAY_SECONDS = 20.0
+"""How long an engine that was asked to answer on does so. Its operator asks again every five seconds."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class Agent:
         self._wake = asyncio.Event()
         self._weights = Custody(contract, self._wake.set)
         self._kv = KvTier(contract, Path(place.run_dir))
+        self._failure: EngineFailure | None = None
         self._draining_at: float | None = None
+        self._stay_until = float("-inf")
+        self._cut = 0
         self._decision = Decision("Stay", "Waiting")
         self._phase_since = self._stepped_at = self._now()
         self._restarts = 0
@@ -95,6 +100,11 @@ class Agent:
             self._weights.cancel()
             self._enter(Decision("Stay", "Draining"))  # at once: a readiness probe may come before the next step
             self._wake.set()
+
+    def stay(self) -> None:
+        """While it drains, answer on for some seconds: no other engine does yet. Safe to repeat, and meant to be."""
+        self._stay_until = self._now() + STAY_SECONDS
+        self._wake.set()
 
     def seconds_since_step(self) -> float:
         return self._now() - self._stepped_at
@@ -116,6 +126,9 @@ class Agent:
             engine_version=self.image.engine_version,
             engine_pid=engine.pid if engine else None,
             engine_restarts=self._restarts,
+            failure=self._failure,
+            staying=decision.staying,
+            cut=self._cut,
             since_seconds=now - self._phase_since,
             ready_seconds=self._ready_seconds,
             weights=self._weights.state(),
@@ -165,6 +178,7 @@ class Agent:
         seen = self._look(now)
         decision = decide(seen, now, self.contract)
         self._enter(decision)
+        self._cut += decision.cut
         if decision.act == "Start":
             self._start()
         elif decision.act == "Terminate" and self._engine:
@@ -201,6 +215,8 @@ class Agent:
             adapters_pending=self._adapters is not None and self._adapters.pending,
             draining_at=self._draining_at,
             gang=gang,
+            staying=now < self._stay_until,
+            cut=self._cut,
         )
 
     def _enter(self, decision: Decision) -> None:
@@ -238,6 +254,7 @@ class Agent:
             self._gang.end(message)
         if decision.phase == "BackOff":
             self._failures.note(Verdict(decision.reason, message), now, was_ready)
+            self._failure = EngineFailure(at=time.time(), reason=decision.reason)
             log.warning("%s", message)
 
     # ---- beside the loop ----------------------------------------------------------------------------------------

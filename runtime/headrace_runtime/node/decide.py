@@ -22,6 +22,8 @@ QUIET_SECONDS = 2.0
 """How long a draining engine must have had no request: one routed just before is still under way to it."""
 END_SECONDS = 10.0
 """Between SIGTERM and SIGKILL of a drained engine."""
+TELL_SECONDS = 8.0
+"""After its deadline a drain that cut requests is there for so long to say so: the operator asks every five seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class EngineSeen:
     stalled_seconds: float = 0.0
     quiet_seconds: float = 0.0
     """How long it has had no request, running or waiting; counted while draining."""
+    requests: int = 0
+    """Running and waiting, as last counted while draining."""
     terminated_at: float | None = None
 
 
@@ -84,6 +88,10 @@ class Seen:
     draining_at: float | None = None
     gang: GangSeen | None = None
     """None: the engine has this pod alone."""
+    staying: bool = False
+    """While it drains it shall answer on: the operator has no other engine for its requests yet."""
+    cut: int = 0
+    """Requests that this drain has cut."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,17 @@ class Decision:
     phase: Phase
     reason: Reason = ""
     message: str = ""
+    staying: bool = False
+    """It takes requests although it drains."""
+    cut: int = 0
+    """Requests that the action ends."""
 
 
 def decide(seen: Seen, now: float, contract: NodeContract) -> Decision:
     if seen.engine and seen.gang and seen.gang.lost:
         return _lose(seen.gang, draining=seen.draining_at is not None)
     if seen.draining_at is not None:
-        return _drain(seen.engine, now - seen.draining_at, now, contract)
+        return _leave(seen, now - seen.draining_at, now, contract)
     if seen.lacks:
         return Decision("Stay", "Failed", seen.lacks.reason, seen.lacks.message)
     if isinstance(seen.weights, Verdict):
@@ -191,7 +203,15 @@ def _begin(seen: Seen, start: Decision) -> Decision:
     return start
 
 
-def _drain(engine: EngineSeen | None, drained_for: float, now: float, contract: NodeContract) -> Decision:
+def _leave(seen: Seen, drained_for: float, now: float, contract: NodeContract) -> Decision:
+    if seen.cut and not seen.engine and drained_for < contract.drain_seconds + TELL_SECONDS:
+        return Decision("Stay", "Draining", message=_cut(seen.cut, contract))
+    return _drain(seen.engine, drained_for, now, contract, staying=seen.staying)
+
+
+def _drain(
+    engine: EngineSeen | None, drained_for: float, now: float, contract: NodeContract, *, staying: bool = False
+) -> Decision:
     if engine is None:
         return Decision("Leave", "Draining")
     if engine.ended or engine.ready_at is None:
@@ -199,8 +219,16 @@ def _drain(engine: EngineSeen | None, drained_for: float, now: float, contract: 
     if engine.terminated_at is not None:
         act: Literal["Stay", "Kill"] = "Kill" if now - engine.terminated_at >= END_SECONDS else "Stay"
         return Decision(act, "Draining")
+    if staying and drained_for < contract.drain_seconds / 2:  # what it is asked last has the other half
+        return Decision("Stay", "Draining", message="answers until its replacement does", staying=True)
     if engine.quiet_seconds >= QUIET_SECONDS:
         return Decision("Terminate", "Draining")
     if drained_for >= contract.drain_seconds:
-        return Decision("Terminate", "Draining", message=f"requests were cut after {contract.drain_seconds:g} s")
+        return Decision("Terminate", "Draining", message=_cut(engine.requests, contract), cut=engine.requests)
     return Decision("Stay", "Draining")
+
+
+def _cut(requests: int, contract: NodeContract) -> str:
+    if not requests:
+        return f"ended after {contract.drain_seconds:g} s, before it was quiet"
+    return f"requests cut after {contract.drain_seconds:g} s: {requests}"

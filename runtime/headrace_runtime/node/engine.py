@@ -73,6 +73,7 @@ class EngineLife:
             still_seconds=self._pulse.still(health.owing(now), now) if self._pulse else 0.0,
             stalled_seconds=now - health.progressed_at if health.ready_at is not None else 0.0,
             quiet_seconds=now - health.quiet_since if health.quiet_since is not None else 0.0,
+            requests=health.requests,
             terminated_at=self._terminated_at,
         )
 

@@ -28,7 +28,7 @@ def application(agent: Agent, leader: Leader | None = None) -> web.Application:
 
     async def readyz(_: web.Request) -> web.Response:
         state = agent.state()
-        ready = state.phase == "Ready"
+        ready = state.phase == "Ready" or state.staying
         return web.Response(text=f"{state.phase} {state.reason}".strip() + "\n", status=200 if ready else 503)
 
     async def state(_: web.Request) -> web.Response:
@@ -46,12 +46,17 @@ def application(agent: Agent, leader: Leader | None = None) -> web.Application:
         agent.supervise(actor)
         return answer(agent.state())
 
+    async def stay(_: web.Request) -> web.Response:
+        agent.stay()
+        return answer(agent.state())
+
     app = web.Application(client_max_size=4096)
     app.add_routes([
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
         web.get("/state", state),
         web.post("/supervise", supervise),
+        web.post("/stay", stay),
         web.get("/metrics", make_aiohttp_handler(registry=registry)),
     ])  # fmt: skip
     if leader is not None:

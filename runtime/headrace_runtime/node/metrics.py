@@ -34,6 +34,7 @@ class StateCollector(Collector):
             reason.add_metric([state.reason], 1.0)
         yield reason
         yield _counter("headrace_node_engine_restarts", "Engines started after the first", state.engine_restarts)
+        yield _counter("headrace_node_requests_cut", "Requests that a drain ended at its deadline", state.cut)
         if state.ready_seconds is not None:
             yield _gauge(
                 "headrace_node_engine_ready_seconds",

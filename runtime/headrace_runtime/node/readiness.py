@@ -56,6 +56,8 @@ class Health:
     """The same of a request that passes through EngineCore."""
     quiet_since: float | None = None
     """While draining: since when it has had no request, nor KV blocks that a decode engine may still fetch."""
+    requests: int = 0
+    """While draining: running and waiting, as last counted."""
     error: str = ""
 
     def owing(self, now: float) -> Part | None:
@@ -194,6 +196,8 @@ async def watch_quiet(client: Asked, health: Health, intervals: Intervals, now: 
     """While draining, in place of `watch`: measure since when nobody needs the engine any more, until cancelled."""
     while True:
         load = await client.load(intervals.health_timeout)
+        if load is not None:
+            health.requests = int(load.requests)
         if load is None or load.requests > 0 or load.kv_used > 0:
             health.quiet_since = None
         elif health.quiet_since is None:
