@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import programs
 from bench.fleet import Eyes, Fleet, sample
 from bench.kube import Api
-from bench.kwokplane import plane
+from bench.plane import plane
 from bench.report import Check, Options, Report, at_most
 from bench.storm import ROLLED, Storm, Writes
 from headrace_operator.apply import stamp

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench import programs
 from bench.fleet import Fleet, roles
-from bench.kwokplane import Audit, Plane
+from bench.plane import Audit, Plane
 from bench.report import percentile
 
 EDITS = 5
