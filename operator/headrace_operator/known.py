@@ -110,9 +110,11 @@ def counts(known: Known, wanted: Wanted) -> str:
 
 
 def rolled_out(known: Known) -> bool:
-    """Every role has all its engines, ready and of the wanted revision."""
+    """Every role has all its engines, ready and of the wanted revision, and no canary goes on beside them."""
     wanted = known.wanted
-    return wanted is not None and all(ready_of(known, r, wanted.revision) >= n for r, n in wanted.sizes.items())
+    if wanted is None or (known.plan is not None and known.plan.trying):
+        return False
+    return all(ready_of(known, r, wanted.revision) >= n for r, n in wanted.sizes.items())
 
 
 def joined_nodes(known: Known) -> int:

@@ -246,13 +246,23 @@ def progressing(known: Known) -> Judgement:
         return Judgement(
             "True",
             Reason.ROLLING_OUT,
-            f"{done} of {wanted.engines} engines of {wanted.revision} ready, {old} old ones left.",
+            f"{done} of {wanted.engines} engines of {wanted.revision} ready, {old} old ones left.{tried(known)}",
         )
     if new > wanted.engines or draining:
         return Judgement("True", Reason.SCALING, f"{max(0, new - wanted.engines) + draining} engines are leaving.")
     if not rolled_out(known):
         return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
     return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
+
+
+def tried(known: Known) -> str:
+    """How the canary stands that keeps a rollout from its end."""
+    step = known.plan.canary if known.plan is not None and known.plan.trying else None
+    if step is None:
+        return ""
+    if step.since is None:
+        return f" Canary: step {step.step} % begins once its engines are ready."
+    return f" Canary: {step.share} % of requests go to it{f'; {step.waits}' if step.waits else ''}."
 
 
 def rollout_failed(known: Known) -> Judgement | None:

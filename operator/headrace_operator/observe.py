@@ -14,6 +14,7 @@ from headrace_operator.cluster import CONFIG_MAP, Cluster, Runtime
 from headrace_operator.errors import ClusterError
 from headrace_operator.facts import mount_blocker, read_pod, secrets_missed, waits_for_volumes
 from headrace_operator.state import Blocker, Object, Observed, Pod, Ref
+from headrace_runtime.contract import GatewayFigures
 
 
 async def observe(cluster: Cluster, runtime: Runtime, ref: Ref, manifest: str | None) -> Observed:
@@ -30,6 +31,12 @@ async def observe(cluster: Cluster, runtime: Runtime, ref: Ref, manifest: str | 
         manifest=checksums,
         lacks_token=lacks_token,
     )
+
+
+async def read_figures(runtime: Runtime, observed: Observed) -> list[GatewayFigures | None]:
+    """What each ready gateway has counted; None of one that gave no usable answer. Asked only where it is needed."""
+    asked = [pod.ip for pod in observed.gateways if pod.ready and pod.live and pod.ip]
+    return await asyncio.gather(*(runtime.figures(address) for address in asked))
 
 
 def _key(obj: Object) -> tuple[str, str]:

@@ -13,16 +13,19 @@ from pydantic import ValidationError
 
 from headrace_operator.api.conditions import Reason
 from headrace_operator.api.parse import parse
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus, RevisionStatus
 from headrace_operator.apply import apply_and_prune
 from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
 from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
+from headrace_operator.figures import in_step
 from headrace_operator.known import Known, rolled_out, shortages
 from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
-from headrace_operator.observe import observe
+from headrace_operator.observe import observe, read_figures
 from headrace_operator.plan import make_plan
+from headrace_operator.plan.canary import Trial, Verdict, judge, told
+from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
 from headrace_operator.state import (
     Canary,
@@ -87,7 +90,9 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     )
     if valid is None or observed.failure is not None:
         return known
-    target = choose(valid, observed, previous, known.now)
+    verdict = await _verdict(world, valid, observed, previous)
+    lost = verdict.message if verdict.state == "Failed" else None
+    target = choose(valid, observed, previous, known.now, canary_lost=lost)
     spec, observed = target.spec, replace(observed, manifest=target.manifest)
     digest = contracts.pinned_digest(
         observed.children, previous.model.digest if previous.model else None, spec.model.source
@@ -95,13 +100,37 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     adapters = pinned_digests(observed.children, previous.model.adapters if previous.model else (), spec)
     subject = Subject(ref, known.generation, spec, world.defaults, digest, adapters, target.manifest)
     placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
-    plan = make_plan(spec, observed, placed, known.now, held=target.held)
+    trial = _trial(target, previous.revision, verdict)
+    plan = make_plan(spec, observed, placed, known.now, held=target.held, trial=trial)
     known = replace(known, observed=observed, subject=subject, target=target, plan=plan)
     if not spec.paused and not known.manifest_missing:
         known = replace(known, outcome=await _change(world, subject, target, plan, observed))
     if canary_due(known):
         known = replace(known, canary=await _canary(world, subject, plan, observed))
     return known
+
+
+async def _verdict(
+    world: World, spec: InferenceDeploymentSpec, observed: Observed, previous: InferenceDeploymentStatus
+) -> Verdict:
+    """Whether the canary's step is passed. Gateways are asked for their figures only where one is under way."""
+    said = previous.revision
+    step = said.canary if said is not None else None
+    if spec.rollout.canary is None or said is None or said.current is None or step is None or step.since is None:
+        return Verdict("None")
+    revision, share = engine_revision(spec, observed.manifest), told(step)
+    if revision in (said.failed, said.current) or revision != step.revision or spec.paused:
+        return Verdict("None")
+    windows = [in_step(reading, share) for reading in await read_figures(world.runtime, observed)]
+    return judge(spec.rollout.canary, step, said.current, windows, revision)
+
+
+def _trial(target: Target, said: RevisionStatus | None, verdict: Verdict) -> Trial:
+    """What the planner has to know of a canary. There is none on the way back."""
+    canary = target.spec.rollout.canary if target.failed is None else None
+    stays = target.failed is not None and not target.rolled_back
+    said = said or RevisionStatus()
+    return Trial(canary, said.current, said.canary, verdict, failed=stays)
 
 
 async def _canary(world: World, subject: Subject, plan: Plan, observed: Observed) -> CanaryAnswer:

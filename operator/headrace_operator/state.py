@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, RolloutProgress
-from headrace_runtime.contract import NodeState
+from headrace_operator.api.v1alpha1 import CanaryStep, InferenceDeploymentSpec, RolloutProgress
+from headrace_runtime.contract import CanaryShare, NodeState
 
 Object = dict[str, Any]
 """A Kubernetes object as it is on the wire."""
@@ -229,8 +229,14 @@ class Plan:
     placement: Mapping[str, str] = field(default_factory=dict)
     """Where the KV blocks of each slot are, by node: of those that have an engine, and of those that an engine may come
     back to."""
+    canary: CanaryStep | None = None
+    """How far the new revision is tried on a share of the requests; None: it is not."""
+    share: CanaryShare | None = None
+    """What gateways are told of it."""
     head: bool = True
     """Whether the head's pod of this head revision shall exist now. False: the old one must be gone first."""
+    trying: bool = False
+    """The canary keeps the rollout from its end."""
     record: int | None = None
     """The number under which the history takes up this revision. None: it is in it."""
 

@@ -77,6 +77,14 @@ def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentS
             yield Announcement("Normal", condition.reason, f"{condition.type}: {condition.message}")
         elif turned_bad:
             yield Announcement("Warning", condition.reason, f"{condition.type}: {condition.message}")
+    yield from _steps(before.revision, after.revision)
+
+
+def _steps(before: RevisionStatus | None, after: RevisionStatus | None) -> Iterator[Announcement]:
+    """Steps of a canary that were passed, with the figures of both revisions."""
+    was, now = (said.canary if said is not None else None for said in (before, after))
+    if was is not None and now is not None and was.revision == now.revision and now.step > was.step and now.message:
+        yield Announcement("Normal", c.Reason.CANARY_PASSED, f"Revision {now.revision}: {now.message}")
 
 
 def _conditions(known: Known) -> tuple[Condition, ...]:
@@ -113,6 +121,7 @@ def _revision(known: Known, wanted: Wanted) -> RevisionStatus:
         message=target.message or None,
         good=(wanted.revision, *(one for one in earlier if one != wanted.revision)) if done else earlier,
         progress=None if done else target.progress,
+        canary=before.canary if known.paused or known.plan is None else known.plan.canary,
     )
 
 

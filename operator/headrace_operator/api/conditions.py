@@ -137,6 +137,7 @@ class Reason:
     ADAPTER_FAILED: Final = "AdapterFailed"
 
     # Ready: a real request through the gateway, answered by the current revision in every role.
+    CANARY_PASSED: Final = "CanaryPassed"
     ANSWERED: Final = "Answered"
     AWAITING_CANARY: Final = "AwaitingCanary"
     CANARY_FAILED: Final = "CanaryFailed"

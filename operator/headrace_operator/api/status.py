@@ -45,6 +45,23 @@ class RolloutProgress(Reported):
     """When that many were reached first."""
 
 
+class CanaryStep(Reported):
+    """How far a new revision is tried on a share of the requests. Absent while none is."""
+
+    revision: Text
+    """The revision that is tried."""
+    step: Annotated[int, Field(ge=0, le=100)]
+    """The step of spec.rollout.canary, in percent; 100: it was passed."""
+    share: Annotated[int, Field(ge=0, le=100)]
+    """Percent of the requests that the revision gets now."""
+    since: Timestamp | None = None
+    """When the step began: its engines were ready."""
+    waits: Text = ""
+    """What keeps the step from its end, beside time."""
+    message: Text = ""
+    """What the step before this one showed."""
+
+
 class RevisionStatus(Reported):
     """Revisions: hashes of the part of the spec that engines are made from."""
 
@@ -62,6 +79,8 @@ class RevisionStatus(Reported):
     """Revisions of the history that were whole and have answered, the last one first."""
     progress: RolloutProgress | None = None
     """How far the rollout has come."""
+    canary: CanaryStep | None = None
+    """How far the new revision is tried on a share of the requests."""
 
 
 class AdapterStatus(Reported):

@@ -112,6 +112,8 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "rollout.strategy": ANY,
     "rollout.maxSurge": ANY,
     "rollout.maxUnavailable": ANY,
+    "rollout.canary.steps": ANY,
+    "rollout.canary.interval": ANY,
     "rollout.autoRollback": ANY,
     "rollout.progressDeadline": ANY,
     "rollout.historyLimit": ANY,
@@ -140,7 +142,6 @@ NOT_YET: Final[tuple[str, ...]] = (
     "gateway.expose",
     "ray.gcs.redis",
     "ray.gcs.volume.claimTemplate",
-    "rollout.canary",
     "observability",
 )
 """Fields, with all below them, that this version refuses. Defaults are no offence: the API server fills them in."""

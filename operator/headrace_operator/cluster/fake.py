@@ -17,7 +17,7 @@ from headrace_operator import names
 from headrace_operator.cluster import ATOMIC, INFERENCE_DEPLOYMENT, OWNED, Kind, kind_of
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.state import Canary, CanaryAnswer, Object, Ref
-from headrace_runtime.contract import NodeState
+from headrace_runtime.contract import GatewayFigures, NodeState
 
 READS = frozenset({"get", "list"})
 
@@ -164,11 +164,16 @@ class FakeRuntime:
     """Agents by address, and a gateway that answers `answer` or, without one, as it should."""
 
     states: dict[str, NodeState] = field(default_factory=dict)
+    readings: dict[str, GatewayFigures] = field(default_factory=dict)
+    """What gateways have counted, by address."""
     answer: CanaryAnswer | None = None
     questions: list[Canary] = field(default_factory=list)
 
     async def node_state(self, address: str) -> NodeState | None:
         return self.states.get(address)
+
+    async def figures(self, address: str) -> GatewayFigures | None:
+        return self.readings.get(address)
 
     async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         self.questions.append(question)

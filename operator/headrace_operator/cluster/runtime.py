@@ -1,4 +1,5 @@
-"""`Runtime` over HTTP: the agents' state and the canary. Called by observe and reconcile; a failure is an answer.
+"""`Runtime` over HTTP: the agents' state, the gateways' figures and the canary. Called by observe and reconcile; a
+failure is an answer.
 
 Neither asks Ray anything: state is read from agents, since a call to Ray can block for as long as its head is away.
 """
@@ -10,9 +11,10 @@ import aiohttp
 from pydantic import ValidationError
 
 from headrace_operator.state import Canary, CanaryAnswer
-from headrace_runtime.contract import AGENT_PORT, GATEWAY_ADMIN_PORT, NodeState
+from headrace_runtime.contract import AGENT_PORT, GATEWAY_ADMIN_PORT, GatewayFigures, NodeState
 
 STATE_SECONDS = 1.5
+FIGURES_SECONDS = 2.0
 CANARY_SECONDS = 30.0
 
 
@@ -43,6 +45,18 @@ class HttpRuntime:
                 if response.status != HTTPStatus.OK:
                     return None
                 return NodeState.model_validate_json(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+            return None
+
+    async def figures(self, address: str) -> GatewayFigures | None:
+        try:
+            async with self._session.get(
+                f"http://{_host(address)}:{self._gateway_port}/figures",
+                timeout=aiohttp.ClientTimeout(total=FIGURES_SECONDS),
+            ) as response:
+                if response.status != HTTPStatus.OK:
+                    return None
+                return GatewayFigures.model_validate_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
 

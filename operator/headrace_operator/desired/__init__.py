@@ -21,7 +21,7 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
         head.contract_map(subject),
         head.service(subject),
         *(engine.contract_map(subject, role, plan.revision) for role in roles.values()),
-        *gateway.objects(subject),
+        *gateway.objects(subject, plan.share),
         *tiers.claims(subject, plan),
         *([head.pod(subject, plan)] if plan.head else []),
         *([ranks.service(subject)] if any(role.parallelism.pods > 1 for role in roles.values()) else []),

@@ -49,8 +49,8 @@ def head(subject: Subject) -> contract.HeadContract:
     )
 
 
-def gateway(subject: Subject) -> contract.GatewayContract:
-    """For the gateway's pods."""
+def gateway(subject: Subject, share: contract.CanaryShare | None = None) -> contract.GatewayContract:
+    """For the gateway's pods. `share`: of a revision that is tried."""
     spec = subject.spec
     resume = spec.gateway.resume
     return contract.GatewayContract(
@@ -65,6 +65,7 @@ def gateway(subject: Subject) -> contract.GatewayContract:
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
         resume=contract.Resume(max_attempts=resume.max_attempts) if resume.enabled else None,
+        canary=share,
     )
 
 

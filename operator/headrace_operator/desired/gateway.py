@@ -13,10 +13,11 @@ CONTRACT_ANNOTATION = f"{names.GROUP}/contract"
 """On the gateway's pods: a hash of what they read of their contract at start alone, so that another brings new pods."""
 
 
-def objects(subject: Subject) -> list[Object]:
-    """Everything of the gateway, in the order in which it needs each other."""
+def objects(subject: Subject, share: contract.CanaryShare | None = None) -> list[Object]:
+    """Everything of the gateway, in the order in which it needs each other. `share`: of a revision that is tried."""
+    told = contracts.gateway(subject, share)
     return [
-        contracts.config_map(subject, names.gateway(subject.name), "gateway", contracts.gateway(subject), {}),
+        contracts.config_map(subject, names.gateway(subject.name), "gateway", told, {}),
         *_access(subject),
         service(subject),
         _deployment(subject),

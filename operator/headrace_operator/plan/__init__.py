@@ -14,6 +14,7 @@ from headrace_operator import history
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.gangs import whole
+from headrace_operator.plan.canary import Rolling, Trial, stand
 from headrace_operator.plan.placement import let_go, places, vacant
 from headrace_operator.plan.revision import engine_revision, head_revision
 from headrace_operator.plan.roles import change_roles, labelled
@@ -31,9 +32,11 @@ def make_plan(
     now: datetime = BEFORE_ALL,
     *,
     held: bool = False,
+    trial: Trial | None = None,
 ) -> Plan:
     """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it;
-    a plan that is `held` makes no engine (`target.py`).
+    a plan that is `held` makes no engine (`target.py`), one with a `trial` may end only a part of the rollout
+    (`canary.py`).
 
     Nothing observed gives the first step, which is the whole deployment. Must not be called when the reads failed.
     """
@@ -52,7 +55,9 @@ def make_plan(
     counts = {
         role: _count(pods, revision, sizes.get(role, 0), leaving=role not in sizes) for role, pods in by_role.items()
     }
-    steps = next_step(counts, Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable), held=held)
+    bounds = Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable)
+    canary = stand(trial, Rolling(revision, sizes, bounds, engines), now) if trial is not None else None
+    steps = next_step(counts, bounds, held=held, holds=canary.holds if canary is not None else None)
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
@@ -60,7 +65,8 @@ def make_plan(
         taken = {pod.index for pod in engines if pod.revision == revision and pod.home == role}
         mine = [p for p in by_role[role] if p.revision == revision]
         slots += sorted([*_staying(role, mine, step), *_new(role, taken, berths, step)], key=_name)
-        keep |= _kept([p for p in by_role[role] if p.revision != revision and p.live], step)
+        others = [pod for pod in by_role[role] if pod.revision != revision and pod.live]
+        keep |= _kept(others, step, trial.current if trial is not None else None)
     head, known = observed.head, history.records(observed.children.values())
     return Plan(
         revision=revision,
@@ -69,6 +75,9 @@ def make_plan(
         slots=tuple(slots),
         keep=frozenset(pod.name for pod in observed.engines() if pod.engine in keep),
         placement=blocks,
+        canary=canary.step if canary is not None else None,
+        share=canary.share if canary is not None else None,
+        trying=canary is not None and bool(canary.holds),
         # The head's name is fixed, so its successor has to wait until it is gone.
         head=head is None or (head.live and head.revision == of_head),
         record=None if revision in known else 1 + max((one.number for one in known.values()), default=0),
@@ -121,8 +130,9 @@ def _new(role: str, taken: set[int], berths: Iterator[tuple[str, str]], step: St
         yield Slot(role, index, "", kv_slot, node)
 
 
-def _kept(old: list[Pod], step: Step) -> set[str]:
-    """Pods of other revisions that stay."""
-    names = sorted(pod.name for pod in old if pod.ready)
-    waiting = sorted(pod.name for pod in old if not pod.ready)
+def _kept(old: list[Pod], step: Step, current: str | None) -> set[str]:
+    """Pods of other revisions that stay: those of the current one, which a canary is compared with, before others."""
+    pods = sorted(old, key=lambda pod: (pod.revision != current, pod.name))
+    names = [pod.name for pod in pods if pod.ready]
+    waiting = [pod.name for pod in pods if not pod.ready]
     return {*names[: len(names) - step.end_old_ready], *waiting[: len(waiting) - step.end_old_waiting]}

@@ -55,6 +55,14 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """How far a canary lets a role go: so many new pods, and so many old ones that stay."""
+
+    new: int
+    old: int
+
+
+@dataclass(frozen=True)
 class Step:
     """What to do with one role now. All zero: nothing, or nothing until something becomes ready."""
 
@@ -69,14 +77,19 @@ class Step:
         return self.end_new_waiting + self.end_new_ready + self.end_old_waiting + self.end_old_ready
 
 
-def next_step(counts: Mapping[str, Count], bounds: Bounds, *, held: bool = False) -> dict[str, Step]:
+def next_step(
+    counts: Mapping[str, Count], bounds: Bounds, *, held: bool = False, holds: Mapping[str, Hold] | None = None
+) -> dict[str, Step]:
     """The next step of every role, by name. *Held*: nothing is created, and nothing old goes that could not come back
-    then, be it only not ready for the moment."""
+    then, be it only not ready for the moment. `holds`: of a canary, by role."""
+    until = holds or {}
     present = [count for count in counts.values() if not count.leaving]
     arrived = all(count.settled for count in present)
     bounds = Bounds(surge=1, unavailable=0) if held else bounds
     steps = {
-        role: _leave(count, arrived) if count.leaving else _advance(count, _usable(count, present), bounds)
+        role: _leave(count, arrived)
+        if count.leaving
+        else _advance(count, _usable(count, present), bounds, until.get(role, Hold(count.size, 0)))
         for role, count in counts.items()
     }
     return {role: replace(step, create=0, end_old_waiting=0) for role, step in steps.items()} if held else steps
@@ -95,18 +108,22 @@ def _leave(count: Count, arrived: bool) -> Step:
     return Step(0, count.new_waiting, count.new_ready, count.old_waiting, count.old_ready)
 
 
-def _advance(count: Count, usable: int, bounds: Bounds) -> Step:
+def _advance(count: Count, usable: int, bounds: Bounds, hold: Hold) -> Step:
     floor = max(0, count.size - bounds.unavailable)
-    end_old_ready = min(count.old_ready, max(0, count.old_ready + usable - floor))
+    old = count.old_ready + count.old_waiting
+    # They serve nobody, and their successors may be waiting for their devices.
+    end_old_waiting = max(0, min(count.old_waiting, old - hold.old))
+    end_old_ready = max(0, min(count.old_ready, count.old_ready + usable - floor, old - end_old_waiting - hold.old))
+    # Old pods cannot be made again: one that is lost during a canary is replaced by a new one.
+    most = min(count.size, max(hold.new, count.size - old))
     surplus = max(0, count.new - count.size)
     end_new_waiting = min(surplus, count.new_waiting)
     spare = max(0, count.new_ready + count.old_ready - end_old_ready - floor)
     return Step(
         # Against the pods that are there *before* this step ends any: creations are sent first.
-        create=max(0, min(count.size - count.new, count.size + bounds.surge - count.total)),
+        create=max(0, min(most - count.new, count.size + bounds.surge - count.total)),
         end_new_waiting=end_new_waiting,
         end_new_ready=min(surplus - end_new_waiting, spare),
-        # They serve nobody, and their successors may be waiting for their devices.
-        end_old_waiting=count.old_waiting,
+        end_old_waiting=end_old_waiting,
         end_old_ready=end_old_ready,
     )

@@ -39,9 +39,10 @@ def choose(
     before: InferenceDeploymentStatus,
     now: datetime,
     *,
-    canary_failed: bool = False,
+    canary_lost: str | None = None,
 ) -> Target:
-    """The target of this pass. `canary_failed`: the canary of the spec's own revision was judged, and lost.
+    """The target of this pass. `canary_lost`: the canary of the spec's own revision was judged and lost, by these
+    figures.
 
     Must not be called when the reads failed.
     """
@@ -49,7 +50,9 @@ def choose(
     said, found = before.revision or RevisionStatus(), history.records(observed.children.values())
     progress = None if spec.paused else _progress(before, wanted, observed, now)
     target = Target(spec, observed.manifest, wanted, progress=progress)
-    failure = _canary_lost(target, said) if canary_failed else _failure(target, before, observed, now)
+    failure = _failure(target, before, observed, now)
+    if canary_lost is not None:
+        failure = _canary_lost(target, said, canary_lost)
     if failure is not None:
         target = _failed(replace(target, failed=wanted, reason=failure.reason, message=failure.message), observed)
         good = next((one for one in said.good if one != wanted and one in found), None)
@@ -66,9 +69,9 @@ class _Failure(NamedTuple):
     message: str
 
 
-def _canary_lost(target: Target, said: RevisionStatus) -> _Failure:
+def _canary_lost(target: Target, said: RevisionStatus, figures: str) -> _Failure:
     before = f"revision {said.good[0]}" if said.good and said.good[0] != target.revision else "the one before"
-    return _Failure(Reason.CANARY_REJECTED, f"its canary did worse than {before}")
+    return _Failure(Reason.CANARY_REJECTED, f"its canary did worse than {before}: {figures}"[:MESSAGE])
 
 
 def _failure(target: Target, before: InferenceDeploymentStatus, observed: Observed, now: datetime) -> _Failure | None:
