@@ -20,10 +20,14 @@
 - apiGroups: [""]
   resources: ["configmaps", "serviceaccounts", "services"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
-# the history of revisions, gateways
+# gateways
 - apiGroups: ["apps"]
-  resources: ["controllerrevisions", "deployments"]
+  resources: ["deployments"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# the history of revisions
+- apiGroups: ["apps"]
+  resources: ["controllerrevisions"]
+  verbs: ["get", "list", "create", "patch", "delete"]
 # how many engines and gateways may be evicted at a time
 - apiGroups: ["policy"]
   resources: ["poddisruptionbudgets"]

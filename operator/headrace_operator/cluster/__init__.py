@@ -57,9 +57,9 @@ OWNED = (
 )
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
-WATCHED = tuple(kind for kind in OWNED if kind is not POD_DISRUPTION_BUDGET)
-"""Those whose every change is a reason to look. A budget's status follows the pods, which are watched; a budget that
-somebody took is put back at the next resync."""
+WATCHED = tuple(kind for kind in OWNED if kind not in (CONTROLLER_REVISION, POD_DISRUPTION_BUDGET))
+"""Those whose every change is a reason to look. A budget's status follows the pods, which are watched; a budget, or a
+record of the history, that somebody took is put back at the next resync."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
 """Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""
