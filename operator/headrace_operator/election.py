@@ -162,7 +162,7 @@ class Election:
         mine = await self.lease.put(before, claim(before, self.lease.identity, datetime.now(UTC)))
         if mine is None:
             return None
-        logger.info("%s leads; before it: %s", self.lease.identity, (before and before.holder) or "nobody")
+        logger.info("%s leads", self.lease.identity)
         term = Term(self, mine)
         term.fence.open(sent + DEADLINE_SECONDS)
         return term
