@@ -10,6 +10,7 @@ from headrace_operator.cluster import runtime as door
 from headrace_operator.cluster.runtime import HttpRuntime
 from headrace_operator.state import Canary
 from headrace_operator.testing import agent
+from headrace_runtime.contract import GatewayFigures, RoleFigures
 
 QUESTION = Canary("r1", 40, split=True)
 GOOD = {"x-headrace-revision": "r1", "x-headrace-decode": "d-0", "x-headrace-prefill": "p-0"}
@@ -117,3 +118,34 @@ async def test_a_gateway_that_is_not_there_or_silent_is_a_failure(
     assert "not reached" in ((await runtime.canary("127.0.0.2", QUESTION)).failure or "")
     peer.silent = True
     assert "no answer" in ((await runtime.canary("127.0.0.1", QUESTION)).failure or "")
+
+
+async def test_reads_what_a_gateway_has_counted(peer: Peer, runtime: HttpRuntime) -> None:
+    told = GatewayFigures(start="a", seconds=2.5, arrivals=3, roles=(RoleFigures(role="decode", revision="r1"),))
+    peer.answer = web.Response(text=told.model_dump_json(by_alias=True))
+    assert await runtime.figures("127.0.0.1") == told
+    assert peer.seen[0].path == "/figures"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        web.Response(status=404),
+        web.Response(text="no JSON"),
+        web.Response(text='{"start": "a", "seconds": NaN}'),
+        web.Response(text='{"start": "a", "seconds": 1, "arrivals": -1}'),
+    ],
+)
+async def test_a_gateway_that_says_nonsense_has_told_nothing(
+    peer: Peer, runtime: HttpRuntime, answer: web.Response
+) -> None:
+    peer.answer = answer
+    assert await runtime.figures("127.0.0.1") is None
+
+
+async def test_a_gateway_that_says_nothing_is_not_waited_for(
+    peer: Peer, runtime: HttpRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "FIGURES_SECONDS", 0.05)
+    peer.silent = True
+    assert await runtime.figures("127.0.0.1") is None
