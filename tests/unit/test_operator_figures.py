@@ -103,8 +103,8 @@ windows = st.builds(
 
 
 @settings(deadline=None)
-@given(st.lists(windows, min_size=1, max_size=5), st.randoms())
-def test_windows_merge_in_any_order(found: list[Window], chance: object) -> None:
+@given(st.lists(windows, min_size=1, max_size=5))
+def test_windows_merge_in_any_order(found: list[Window]) -> None:
     whole = merged(found)
     assert whole == merged([*reversed(found)])
     assert whole is not None

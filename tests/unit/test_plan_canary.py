@@ -62,7 +62,7 @@ def test_at_the_end_of_its_step_it(sentence: str, new: RevisionFigures, old: Rev
 def test_says_the_figures_of_both() -> None:
     message = verdict(window(figures(200, 100, ttft=1.0), figures(1800))).message
     assert message.startswith("more errors: 10 % of requests: 200 asked of it, 1800 of the current revision")
-    assert "failed 50.0 % against 0.0 %, TTFT p95 1011 ms against 199 ms, ITL p95 20 ms against 20 ms" in message
+    assert "failed 50.0 % against 0.0 %, TTFT p95 970 ms against 204 ms, ITL p95 20 ms against 20 ms" in message
 
 
 def test_says_that_there_was_too_little_traffic() -> None:
@@ -136,7 +136,7 @@ def test_both_sides_have_engines_for_their_shares_within_the_surge(size: int, sh
     if size + surge >= 2:
         assert both.old >= 1
     if surge:
-        assert both == Hold(math.ceil(size * share / 100), math.ceil(size * (100 - share) / 100)) or size == 1
+        assert both == Hold(math.ceil(size * share / 100), math.ceil(size * (100 - share) / 100))
 
 
 @settings(deadline=None)
