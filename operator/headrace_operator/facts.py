@@ -6,14 +6,14 @@ where the original may hold a path of the node. Called by observe.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, get_args
 
 from headrace_operator import names
 from headrace_operator.api.conditions import Reason
-from headrace_operator.state import Blocker, Object, Pod
+from headrace_operator.state import Blocker, Object, Pod, Termination
 from headrace_runtime.contract import RoleName
 
 ROLES = get_args(RoleName)
@@ -72,6 +72,7 @@ def read_pod(obj: Object) -> Pod:
         ranks=_number(labels.get(names.GANG_SIZE, ""), 1),
         kv_slot=labels.get(names.KV_SLOT, ""),
         returns_to=returns_to,
+        terminations=tuple(_terminations(status)),
         blocker=blocker,
     )
 
@@ -114,6 +115,15 @@ def _born_as(name: str) -> tuple[str, int]:
 
 def _containers(status: Object) -> list[Object]:
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _terminations(status: Object) -> Iterator[Termination]:
+    """The newest end of each container that was a failure."""
+    for container in _containers(status):
+        ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
+        if ended.get("exitCode") and ended.get("finishedAt"):
+            at = datetime.fromisoformat(ended["finishedAt"])
+            yield Termination(container.get("name", ""), ended.get("reason", "Error"), ended["exitCode"], at)
 
 
 def _waiting(container: Object) -> Object:

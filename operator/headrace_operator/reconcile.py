@@ -4,6 +4,7 @@ Level-triggered: what to do follows from what is there, never from what happened
 call. Called by the worker; raises ClusterError where the pass could not be finished.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, r
 from headrace_operator.observe import observe, read_figures
 from headrace_operator.plan import make_plan
 from headrace_operator.plan.canary import Trial, Verdict, judge, told
+from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
 from headrace_operator.state import (
@@ -36,6 +38,7 @@ from headrace_operator.state import (
     Observed,
     Outcome,
     Plan,
+    Pod,
     Ref,
     Subject,
     Target,
@@ -104,6 +107,7 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     plan = make_plan(spec, observed, placed, known.now, held=target.held, trial=trial)
     known = replace(known, observed=observed, subject=subject, target=target, plan=plan)
     if not spec.paused and not known.manifest_missing:
+        await _hold(world, needed_still(plan, observed.engines(), spec.rollout.max_unavailable))
         known = replace(known, outcome=await _change(world, subject, target, plan, observed))
     if canary_due(known):
         known = replace(known, canary=await _canary(world, subject, plan, observed))
@@ -131,6 +135,11 @@ def _trial(target: Target, said: RevisionStatus | None, verdict: Verdict) -> Tri
     stays = target.failed is not None and not target.rolled_back
     said = said or RevisionStatus()
     return Trial(canary, said.current, said.canary, verdict, failed=stays)
+
+
+async def _hold(world: World, pods: tuple[Pod, ...]) -> None:
+    """Before anything else: an engine that nobody asks anything of leaves two seconds after it was told to."""
+    await asyncio.gather(*(world.runtime.stay(pod.ip) for pod in pods))
 
 
 async def _canary(world: World, subject: Subject, plan: Plan, observed: Observed) -> CanaryAnswer:

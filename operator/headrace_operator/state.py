@@ -107,6 +107,8 @@ class Pod:
     """Of an engine, the slot whose KV blocks it reads and writes. Empty: they do not outlive it."""
     returns_to: str = ""
     """The only node that it may start on. Empty: any."""
+    terminations: "tuple[Termination, ...]" = ()
+    """How its containers failed last, each."""
     blocker: "Blocker | None" = None
     """Why it is not ready, as far as Kubernetes or its agent can say."""
     agent: NodeState | None = None
@@ -126,6 +128,17 @@ class Pod:
     def engine(self) -> str:
         """The engine that it is or belongs to, by name."""
         return self.gang or self.name
+
+
+@dataclass(frozen=True)
+class Termination:
+    """The last failure of one container."""
+
+    container: str
+    reason: str
+    """In the kubelet's words: `Error`, `OOMKilled`."""
+    exit_code: int
+    at: datetime
 
 
 @dataclass(frozen=True)

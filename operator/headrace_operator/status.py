@@ -24,6 +24,7 @@ from headrace_operator.api.v1alpha1 import (
 )
 from headrace_operator.gangs import whole
 from headrace_operator.history import records
+from headrace_operator.incidents import CUT, recovery
 from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS
@@ -53,6 +54,7 @@ def new_status(known: Known) -> InferenceDeploymentStatus:
         ray=_ray(known, wanted),
         roles=tuple(_role(known, wanted, role) for role in wanted.sizes),
         canary=_canary(known, wanted),
+        recovery=recovery(before.recovery, known.observed.pods, known.now),
         kv_cache=_kv_cache(known),
         conditions=_conditions(known),
     )
@@ -61,8 +63,9 @@ def new_status(known: Known) -> InferenceDeploymentStatus:
 
 
 def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
-    """What has flipped and matters to people: Accepted, Ready and Degraded. The first good news and no news are no
-    event."""
+    """What has flipped and matters to people: Accepted, Ready and Degraded; and requests that were cut. The first good
+    news and no news are no event."""
+    yield from _cuts(before, after)
     was = {condition.type: condition.status for condition in before.conditions}
     for condition in after.conditions:
         good = "False" if condition.type == c.DEGRADED else "True"
@@ -85,6 +88,15 @@ def _steps(before: RevisionStatus | None, after: RevisionStatus | None) -> Itera
     was, now = (said.canary if said is not None else None for said in (before, after))
     if was is not None and now is not None and was.revision == now.revision and now.step > was.step and now.message:
         yield Announcement("Normal", c.Reason.CANARY_PASSED, f"Revision {now.revision}: {now.message}")
+
+
+def _cuts(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
+    """Drains that ended requests."""
+    known = before.recovery.incidents if before.recovery is not None else ()
+    for incident in after.recovery.incidents if after.recovery is not None else ():
+        if incident.kind == CUT and incident not in known:
+            told = f"{incident.target}: {incident.requests_cut} requests were cut at the end of spec.drain.timeout"
+            yield Announcement("Warning", CUT, told)
 
 
 def _conditions(known: Known) -> tuple[Condition, ...]:

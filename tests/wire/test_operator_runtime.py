@@ -149,3 +149,12 @@ async def test_a_gateway_that_says_nothing_is_not_waited_for(
     monkeypatch.setattr(door, "FIGURES_SECONDS", 0.05)
     peer.silent = True
     assert await runtime.figures("127.0.0.1") is None
+
+
+async def test_an_agent_is_asked_to_stay_and_one_that_cannot_be_is_no_error(peer: Peer, runtime: HttpRuntime) -> None:
+    await runtime.stay("127.0.0.1")
+    assert (peer.seen[0].method, peer.seen[0].path) == ("POST", "/stay")
+    peer.answer = web.Response(status=404)  # one of an earlier version
+    await runtime.stay("127.0.0.1")
+    async with HttpRuntime(agent_port=1) as nowhere:
+        await nowhere.stay("127.0.0.1")

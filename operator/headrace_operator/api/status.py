@@ -195,19 +195,19 @@ class Incident(Reported):
     """Something that failed and was put right."""
 
     time: Timestamp
-    """When it was noticed."""
+    """When it happened."""
     kind: Text
-    """What failed."""
+    """What failed: ContainerFailed, OutOfMemory, EngineFailed, EngineUnhealthy (it hung) or RequestsCut (a drain was at
+    its deadline)."""
     target: Text
-    """Which one."""
-    detected_in: Text | None = None
-    """How long it went unnoticed."""
+    """The pod."""
+    message: Text = ""
+    """More of it."""
     recovered_in: Text | None = None
-    """How long until it was whole again."""
-    requests_resumed: Count = 0
-    """Requests that went on elsewhere."""
-    requests_failed: Count = 0
-    """Requests that were lost."""
+    """How long until the pod was ready again, or was seen to be."""
+    requests_cut: Count | None = None
+    """Requests that were running or waiting on the engine. Streams among them go on elsewhere where
+    spec.gateway.resume allows."""
 
 
 class RecoveryStatus(Reported):

@@ -113,6 +113,10 @@ class Runtime(Protocol):
     async def figures(self, address: str) -> GatewayFigures | None:
         """What the gateway at this pod address has counted. None: no usable answer in time."""
 
+    async def stay(self, address: str) -> None:
+        """Ask the agent at this pod address to answer on for some seconds although it drains. One that does not hear it
+        leaves as it would have."""
+
     async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         """Have the gateway at this pod address put one real question to its own public port. A failure is an answer
         too; this never raises."""

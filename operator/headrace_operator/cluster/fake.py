@@ -168,12 +168,17 @@ class FakeRuntime:
     """What gateways have counted, by address."""
     answer: CanaryAnswer | None = None
     questions: list[Canary] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+    """Addresses of agents that were asked to stay."""
 
     async def node_state(self, address: str) -> NodeState | None:
         return self.states.get(address)
 
     async def figures(self, address: str) -> GatewayFigures | None:
         return self.readings.get(address)
+
+    async def stay(self, address: str) -> None:
+        self.stays.append(address)
 
     async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         self.questions.append(question)

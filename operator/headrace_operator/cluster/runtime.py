@@ -4,6 +4,7 @@ failure is an answer.
 Neither asks Ray anything: state is read from agents, since a call to Ray can block for as long as its head is away.
 """
 
+import logging
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 
 from headrace_operator.state import Canary, CanaryAnswer
 from headrace_runtime.contract import AGENT_PORT, GATEWAY_ADMIN_PORT, GatewayFigures, NodeState
+
+logger = logging.getLogger(__name__)
 
 STATE_SECONDS = 1.5
 FIGURES_SECONDS = 2.0
@@ -59,6 +62,17 @@ class HttpRuntime:
                 return GatewayFigures.model_validate_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
+
+    async def stay(self, address: str) -> None:
+        timeout = aiohttp.ClientTimeout(total=STATE_SECONDS)
+        try:
+            async with self._session.post(
+                f"http://{_host(address)}:{self._agent_port}/stay", timeout=timeout
+            ) as answer:
+                if answer.status != HTTPStatus.OK:
+                    logger.info("the agent at %s cannot be asked to stay: %d", address, answer.status)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            logger.info("the agent at %s was not asked to stay: %s", address, type(error).__name__)
 
     async def canary(self, address: str, question: Canary) -> CanaryAnswer:
         try:

@@ -109,6 +109,8 @@ class NodeState(Frozen):
     """Draining, and it takes requests all the same, until its replacement does."""
     cut: int = 0
     """Requests that were running or waiting when the time of a drain was over."""
+    cut_at: float | None = None
+    """When that was, in seconds since the epoch; None where none was cut."""
     since_seconds: float = 0.0
     """Seconds in this phase."""
     ready_seconds: float | None = None

@@ -82,6 +82,7 @@ class Agent:
         self._draining_at: float | None = None
         self._stay_until = float("-inf")
         self._cut = 0
+        self._cut_at: float | None = None
         self._decision = Decision("Stay", "Waiting")
         self._phase_since = self._stepped_at = self._now()
         self._restarts = 0
@@ -129,6 +130,7 @@ class Agent:
             failure=self._failure,
             staying=decision.staying,
             cut=self._cut,
+            cut_at=self._cut_at,
             since_seconds=now - self._phase_since,
             ready_seconds=self._ready_seconds,
             weights=self._weights.state(),
@@ -178,7 +180,8 @@ class Agent:
         seen = self._look(now)
         decision = decide(seen, now, self.contract)
         self._enter(decision)
-        self._cut += decision.cut
+        if decision.cut:
+            self._cut, self._cut_at = self._cut + decision.cut, time.time()
         if decision.act == "Start":
             self._start()
         elif decision.act == "Terminate" and self._engine:
