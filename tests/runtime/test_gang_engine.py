@@ -96,18 +96,6 @@ def test_a_rank_whose_worker_is_killed_ends_the_whole_engine_which_begins_anew(g
     assert alive(parts) == set(), "nothing of the first life is left"
 
 
-def test_a_pod_that_dies_with_its_rank_is_waited_for(gang: Gang) -> None:
-    first = gang.leader.node().engine_pid
-    assert first
-    family = gang.follower.kill()
-    gang.leader.seconds_until(lambda state: state.reason in ("RanksMissing", "RankLost"), 60)
-    gang.leader.seconds_until(lambda state: state.reason == "RanksMissing", 60)
-    assert (fetch(f"{gang.leader.url}/readyz")[0], tree(first), alive(family)) == (503, set(), set())
-    gang.follower.start()
-    print(f"ready again {gang.until_ready():.1f} s after the pod's new start")
-    assert answers(gang.leader) == gang.whole
-
-
 def test_a_pod_that_is_told_to_leave_lets_the_engine_drain_and_both_leave(gang: Gang) -> None:
     parts = tree(gang.leader.popen.pid) | tree(gang.follower.popen.pid)
     gang.follower.popen.terminate()

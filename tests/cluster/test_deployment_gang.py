@@ -1,0 +1,98 @@
+"""One engine over two pods of a cluster: it answers as one, comes back whole from the loss of a rank, goes with both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from headrace_operator import names
+from headrace_operator.api import conditions as c
+from headrace_operator.api.conditions import Reason
+from tests.cluster.deployments import Infd, tiny
+
+START_SECONDS = 240
+PROMPT = [*range(20, 60)]
+
+# Runs in a rank's pod: ends the worker, the child of vLLM's process that holds its part of the model.
+KILL_THE_WORKER = """
+import os, pathlib, re, signal, sys
+def number(pid, key):
+    return int(re.search(rf"^{key}:\\s+(\\d+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+pids = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]
+children = [pid for pid in pids if number(pid, "PPid") == int(sys.argv[1])]
+os.kill(max(children, key=lambda pid: number(pid, "VmRSS")), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def gang(headrace: Any) -> Iterator[Infd]:
+    infd: Infd = headrace.infd("gang")
+    manifest = tiny("gang")
+    manifest["spec"]["parallelism"] = {"tensor": 2, "pods": 2}
+    manifest["spec"]["recovery"] = {"backoff": {"base": "1s", "max": "5s"}}
+    try:
+        infd.apply(manifest)
+        yield infd
+    finally:
+        infd.delete()
+
+
+def ranks(infd: Infd) -> list[str]:
+    """Names of its pods, rank 0 first."""
+    return sorted(infd.pods(), key=lambda name: infd.pods()[name]["metadata"]["labels"][names.RANK])
+
+
+def answers(infd: Infd) -> bool:
+    with infd.gateway() as url:
+        reply = infd.complete(url, PROMPT)
+    return reply.status == 200 and reply.headers["x-headrace-decode"] == ranks(infd)[0]
+
+
+@pytest.mark.timeout(400)
+def test_two_pods_are_one_engine_that_answers(gang: Infd) -> None:
+    seconds = gang.until_ready(START_SECONDS)
+    first, second = ranks(gang)
+    print(f"two pods ready after {seconds:.1f} s")
+    assert second == f"{first}-r1"
+    assert gang.read()["status"]["roles"][0]["summary"] == "1/1"
+    assert answers(gang)
+    gang.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
+    assert gang.read()["status"]["ray"]["nodes"] == {"alive": 3, "expected": 3}
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_worker_of_one_rank_starts_both_anew_in_their_pods(gang: Infd) -> None:
+    gang.until_ready(START_SECONDS)
+    first, second = ranks(gang)
+    lives, before = gang.lives(), gang.agent(first)
+    gang.kubectl("exec", second, "--", "python3.11", "-c", KILL_THE_WORKER, str(gang.agent(second).engine_pid))
+
+    def again() -> bool:
+        state = gang.agent(first)
+        return state.engine_restarts > before.engine_restarts and state.phase == "Ready"
+
+    seconds = gang.until("rank 0 has begun anew and is ready", again, START_SECONDS)
+    seconds += gang.until("it answers", lambda: answers(gang), 90)
+    print(f"worker of rank 1 killed: answered again after {seconds:.1f} s")
+    assert gang.lives() == lives
+
+
+@pytest.mark.timeout(400)
+def test_a_deleted_rank_is_replaced_by_a_new_gang(gang: Infd) -> None:
+    gang.until_ready(START_SECONDS)
+    old = gang.uids()
+    gang.kubectl("delete", "pod", ranks(gang)[1], "--wait=false")
+    seconds = gang.until("two new pods are ready", lambda: len(gang.uids(ready=True) - old) == 2, START_SECONDS)
+    seconds += gang.until("nothing is left of the old ones", lambda: not gang.uids() & old, 120)
+    seconds += gang.until("the new ones answer", lambda: answers(gang), 90)
+    print(f"rank 1 deleted: answered again after {seconds:.1f} s")
+    gang.until_ready(90)
+
+
+@pytest.mark.timeout(300)
+def test_it_goes_with_all_its_pods_and_the_names_of_its_ranks(gang: Infd) -> None:
+    assert "Service/gang-ranks" in gang.children()
+    gang.delete()
+    assert gang.children() == {}
