@@ -1,4 +1,4 @@
-"""One engine over two pods of a cluster: it answers as one, comes back whole from the loss of a rank, goes with both."""
+"""One engine over two pods of a cluster: it answers as one, comes back whole from the loss of a rank, goes as one."""
 
 from __future__ import annotations
 
