@@ -39,7 +39,9 @@ def registry(workers: Workers) -> kopf.OperatorRegistry:
         if type == "DELETED" or meta.get("deletionTimestamp"):
             workers.end(meta["uid"])
         else:
-            workers.notice(Ref(meta["namespace"], meta["name"], meta["uid"]), meta["generation"])
+            ref = Ref(meta["namespace"], meta["name"], meta["uid"])
+            # No type: it was listed, and may be as old as the hills.
+            workers.notice(ref, meta["generation"], fresh=type == "ADDED")
 
     async def child_changed(meta: Mapping[str, Any], **_: Any) -> None:
         if (uid := owner_uid(meta)) is not None:

@@ -1,9 +1,10 @@
 """One worker per InferenceDeployment: a task that waits until it is woken, makes one pass, and waits again. No kopf in
 here.
 
-Wakes that come while a pass runs, or in the moment before it, melt into one further pass. A pass that failed is
-repeated with growing pauses that start anew after a success. A worker forgets nothing it would miss: all it has is a
-flag and a count of failures. Called by `handlers.py`; errors of every kind end here, in the log and the metrics.
+Wakes that come while a pass runs, or in the moment before it, melt into one further pass. Where all turns are taken, a
+user's edit goes before what only has to be looked at again (`turns.py`). A pass that failed is repeated with growing
+pauses that start anew after a success. A worker forgets nothing it would miss: all it has is a flag, an urgency and a
+count of failures. Called by `handlers.py`; errors of every kind end here, in the log and the metrics.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from headrace_operator import metrics
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.reconcile import World, reconcile
 from headrace_operator.state import Look, Ref
+from headrace_operator.turns import Turns, Urgency
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class _Worker:
     ref: Ref
     wake: asyncio.Event
     generation: int | None = None
+    urgency: Urgency = Urgency.ROUTINE
+    """Of the next pass."""
     task: "asyncio.Task[None] | None" = None
 
 
@@ -48,7 +52,7 @@ class Workers:
     def __init__(self, make_pass: Pass, *, resync_seconds: float = 60.0, concurrency: int = 16) -> None:
         self._make_pass = make_pass
         self._resync_seconds = resync_seconds
-        self._room = asyncio.Semaphore(concurrency)
+        self._turns = Turns(concurrency)
         self._workers: dict[str, _Worker] = {}
 
     @classmethod
@@ -59,21 +63,29 @@ class Workers:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def notice(self, ref: Ref, generation: int) -> None:
-        """The object was seen. Only a new generation is news: its status is written by nobody but us."""
+    def notice(self, ref: Ref, generation: int, *, fresh: bool = False) -> None:
+        """The object was seen. Only a new generation is news: its status is written by nobody but us. `fresh`: it was
+        made just now, and not before this process started."""
         worker = self._workers.get(ref.uid)
         if worker is None:
             worker = self._workers[ref.uid] = _Worker(ref, asyncio.Event())
             worker.task = asyncio.create_task(self._run(worker), name=f"worker {ref}")
             metrics.WORKERS.set(len(self._workers))
         if worker.generation != generation:
+            edited = fresh or worker.generation is not None
             worker.generation = generation
-            worker.wake.set()
+            self._rouse(worker, Urgency.EDIT if edited else Urgency.CHANGE)
 
     def wake(self, uid: str) -> None:
         """Something of this object changed. An object that nobody noticed yet is woken by being noticed."""
         if (worker := self._workers.get(uid)) is not None:
-            worker.wake.set()
+            self._rouse(worker, Urgency.CHANGE)
+
+    def _rouse(self, worker: _Worker, urgency: Urgency) -> None:
+        if urgency < worker.urgency:
+            worker.urgency = urgency
+            self._turns.hurry(worker.ref.uid, urgency)
+        worker.wake.set()
 
     def end(self, uid: str) -> None:
         """The object is gone or going: whatever its worker does is broken off."""
@@ -93,8 +105,10 @@ class Workers:
         while True:
             await worker.wake.wait()
             await asyncio.sleep(SETTLE_SECONDS)
-            worker.wake.clear()
-            look = await self._pass(worker.ref)
+            async with self._turns.turn(worker.ref.uid, worker.urgency):
+                worker.wake.clear()
+                worker.urgency = Urgency.ROUTINE
+                look = await self._pass(worker.ref)
             if look.ended:
                 self._workers.pop(worker.ref.uid, None)
                 metrics.WORKERS.set(len(self._workers))
@@ -110,23 +124,22 @@ class Workers:
 
     async def _pass(self, ref: Ref) -> Look:
         """One pass; an error is a reason to try again."""
-        async with self._room:
-            with metrics.PASS_SECONDS.time():
-                try:
-                    async with asyncio.timeout(PASS_SECONDS):
-                        look = await self._make_pass(ref)
-                except Conflict as error:
-                    logger.debug("%s: %s", ref, error)
-                    return Look(seconds=0.0)
-                except ClusterError as error:
-                    logger.warning("%s: %s", ref, error)
-                    metrics.ERRORS.labels(reason=error.reason or str(error.status)).inc()
-                    return Look(retry=True)
-                except Exception as error:
-                    # The last resort of the process: one object's surprise must not end the work on all others.
-                    logger.exception("%s: a pass failed", ref)
-                    metrics.ERRORS.labels(reason=type(error).__name__).inc()
-                    return Look(retry=True)
+        with metrics.PASS_SECONDS.time():
+            try:
+                async with asyncio.timeout(PASS_SECONDS):
+                    look = await self._make_pass(ref)
+            except Conflict as error:
+                logger.debug("%s: %s", ref, error)
+                return Look(seconds=0.0)
+            except ClusterError as error:
+                logger.warning("%s: %s", ref, error)
+                metrics.ERRORS.labels(reason=error.reason or str(error.status)).inc()
+                return Look(retry=True)
+            except Exception as error:
+                # The last resort of the process: one object's surprise must not end the work on all others.
+                logger.exception("%s: a pass failed", ref)
+                metrics.ERRORS.labels(reason=type(error).__name__).inc()
+                return Look(retry=True)
         return look
 
 

@@ -8,6 +8,7 @@ import pytest
 from headrace_operator import worker
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.state import Look, Ref
+from headrace_operator.turns import Turns, Urgency
 from headrace_operator.worker import Workers, backoff
 
 REF = Ref("demo", "chat", "uid-1")
@@ -26,11 +27,13 @@ class Passes:
         self.count = 0
         self.running = 0
         self.most = 0
+        self.asked: list[Ref] = []
         self.go = asyncio.Event()
         self.go.set()
 
     async def __call__(self, ref: Ref) -> Look:
         self.count += 1
+        self.asked.append(ref)
         self.running += 1
         self.most = max(self.most, self.running)
         await self.go.wait()
@@ -164,6 +167,67 @@ async def test_no_more_passes_at_once_than_allowed() -> None:
     await until(lambda: passes.count == 10)
     assert passes.most == 3
     await workers.close()
+
+
+async def order_of(workers: Workers, passes: Passes, *news: Callable[[], None]) -> list[str]:
+    """In which order passes are made where one at a time may, and all of the news has come while one was under way."""
+    passes.go.clear()
+    workers.notice(Ref("demo", "first", "first"), 1)
+    await until(lambda: passes.running == 1)
+    for tell in news:
+        tell()
+        await quiet()
+    passes.go.set()
+    await until(lambda: passes.count == len(workers))
+    return [ref.name for ref in passes.asked[1:]]
+
+
+async def test_an_edit_goes_before_objects_that_were_there_when_the_operator_started() -> None:
+    passes = Passes()
+    workers = Workers(passes, concurrency=1)
+    old = [Ref("demo", name, name) for name in ("old-1", "old-2", "edited")]
+    listed = [lambda ref=ref: workers.notice(ref, 1) for ref in old]
+    made = Ref("demo", "made", "made")
+    news = [*listed, lambda: workers.notice(made, 1, fresh=True), lambda: workers.notice(old[2], 2)]
+    assert await order_of(workers, passes, *news) == ["made", "edited", "old-1", "old-2"]
+    await workers.close()
+
+
+async def test_a_change_of_a_child_goes_before_a_resync() -> None:
+    turns, went = Turns(1), []
+
+    async def go(key: str, urgency: Urgency) -> None:
+        async with turns.turn(key, urgency):
+            went.append(key)
+
+    async with turns.turn("holder", Urgency.ROUTINE):
+        keys = [("resync", Urgency.ROUTINE), ("child", Urgency.CHANGE), ("edit", Urgency.EDIT)]
+        tasks = [asyncio.create_task(go(*key)) for key in keys]
+        await quiet()
+    await asyncio.wait(tasks)
+    assert went == ["edit", "child", "resync"]
+
+
+async def test_one_that_ends_while_it_waits_keeps_nobody_from_a_turn() -> None:
+    turns, went = Turns(1), []
+
+    async def go(key: str, urgency: Urgency) -> None:
+        async with turns.turn(key, urgency):
+            went.append(key)
+            await quiet()
+
+    async with turns.turn("holder", Urgency.ROUTINE):
+        tasks = {key: asyncio.create_task(go(key, Urgency.ROUTINE)) for key in ("a", "b", "c")}
+        await quiet()
+        turns.hurry("c", Urgency.EDIT)
+        tasks["a"].cancel()
+        await quiet()
+    # In the same moment as it is its turn.
+    tasks["c"].cancel()
+    await asyncio.wait(tasks.values())
+    assert went == ["b"]
+    async with asyncio.timeout(5), turns.turn("last", Urgency.ROUTINE):
+        pass
 
 
 def test_pauses_grow_and_end_growing() -> None:
