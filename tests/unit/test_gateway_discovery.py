@@ -49,6 +49,22 @@ def test_a_pod_that_is_leaving_is_draining(metadata: dict[str, Any]) -> None:
     assert endpoint.draining
 
 
+def test_one_that_is_leaving_and_ready_stays_until_somebody_else_serves() -> None:
+    gone = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    endpoint = endpoint_of(pod(metadata=gone))
+    assert endpoint is not None
+    assert endpoint.stays
+    for other in (
+        pod(),
+        pod(metadata=gone, conditions=[{"type": "Ready", "status": "False"}]),
+        pod(metadata={**gone, "annotations": {"headrace.dev/draining": "true"}}),
+        pod(metadata={**gone, "labels": {}}),
+    ):
+        endpoint = endpoint_of(other)
+        assert endpoint is not None
+        assert not endpoint.stays
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"podIP": None}, {"phase": "Succeeded"}, {"phase": "Failed"}],

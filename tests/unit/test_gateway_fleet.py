@@ -342,3 +342,24 @@ def test_answers_that_ended_are_left_alone() -> None:
     listen(held, 100)
     held.publish([])
     assert not done.given_up
+
+
+def test_an_engine_that_stays_is_used_only_where_nobody_else_of_its_role_is() -> None:
+    staying = endpoint("d0", 1, role="decode", draining=True, stays=True)
+    prefill, successor = endpoint("p0", 2, role="prefill"), endpoint("d1", 3, role="decode")
+    held = fleet(staying, prefill)
+    assert {engine.name for engine in held.engines() if engine.usable} == {"d0", "p0"}
+    held.publish([staying, prefill, successor])  # nobody knows yet how the successor is
+    assert {engine.name for engine in held.engines() if engine.usable} == {"d0", "p0"}
+    held.answered(successor)
+    assert {engine.name for engine in held.engines() if engine.usable} == {"d1", "p0"}
+
+
+def test_an_engine_that_drains_and_does_not_stay_takes_nothing_even_as_the_last_one() -> None:
+    assert not fleet(endpoint("d0", draining=True)).engines()[0].usable
+
+
+def test_an_engine_that_stays_and_is_out_takes_nothing() -> None:
+    held = fleet(endpoint("d0", draining=True, stays=True), endpoint("p0", 2, role="prefill"))
+    held.unwell(slot(held, "d0").endpoint, "unhealthy")
+    assert [engine.name for engine in held.engines() if engine.usable] == ["p0"]

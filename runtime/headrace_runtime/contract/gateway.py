@@ -25,6 +25,8 @@ class Endpoint(Frozen):
     kv_layout: str = ""
     draining: bool = False
     ready: bool = True
+    stays: bool = False
+    """It drains, and takes requests for as long as no other engine of its role does."""
     kv_events: KvEvents | None = None
     """None: it publishes none. An address where nobody publishes costs a connection attempt now and then."""
 

@@ -182,14 +182,18 @@ def endpoint_of(pod: Pod) -> Endpoint | None:
     known = role in get_args(RoleName)
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
     host = f"[{address}]" if ":" in address else address
+    ready, leaving = conditions.get("Ready") == "True", "deletionTimestamp" in metadata
+    asked_to_drain = DRAINING_ANNOTATION in annotations or not known
     return Endpoint(
         name=metadata["name"],
         url=f"http://{host}:{ENGINE_PORT}",
         role=role if known else "serve",
         revision=labels.get(REVISION_LABEL, ""),
         kv_layout=labels.get(KV_LAYOUT_LABEL, ""),
-        draining="deletionTimestamp" in metadata or DRAINING_ANNOTATION in annotations or not known,
-        ready=conditions.get("Ready") == "True",
+        draining=leaving or asked_to_drain,
+        ready=ready,
+        # An agent that drains is Ready only while it was asked to stay.
+        stays=leaving and ready and not asked_to_drain,
         kv_events=kv_events_at(address),
     )
 

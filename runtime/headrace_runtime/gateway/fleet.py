@@ -120,12 +120,13 @@ class Slot:
     def writing(self) -> bool:
         return any(watch.owed and watch.writing for watch in self.watches)
 
-    def as_seen(self, none_left: bool) -> Engine:
+    def as_seen(self, none_left: bool, last: bool) -> Engine:
         """For routing. The value is made anew only when it differs: each request looks at all engines."""
         healthy = self.breaker.state == "closed" or (none_left and self.breaker.reason != "new")
         seen = self._seen
-        if seen is None or seen.load != self.load or seen.healthy != healthy or seen.endpoint is not self.endpoint:
-            seen = self._seen = Engine(self.endpoint, healthy, self.load)
+        now = (self.load, healthy, last)
+        if seen is None or (seen.load, seen.healthy, seen.last) != now or seen.endpoint is not self.endpoint:
+            seen = self._seen = Engine(self.endpoint, healthy, self.load, last)
         return seen
 
     def take_moved(self) -> bool:
@@ -158,6 +159,7 @@ class Fleet:
         self._rules = rules or Rules()
         self._clock = clock
         self._slots: dict[str, Slot] = {}
+        self._some_stay = False
         self._changed = asyncio.Event()
         """Set for a moment whenever an engine may have become routable."""
         self._listeners: list[Callable[[Endpoint], None]] = []
@@ -179,6 +181,7 @@ class Fleet:
             self._slots[endpoint.name] = Slot(endpoint)
             for listener in self._listeners:
                 listener(endpoint)
+        self._some_stay = any(slot.endpoint.stays for slot in self._slots.values())
         gone = [slot for slot in known.values() if slot is not self._slots.get(slot.endpoint.name)]
         for slot in gone:
             slot.give_up()
@@ -190,9 +193,14 @@ class Fleet:
 
     def engines(self) -> list[Engine]:
         """As routing sees them. Where all that may serve are in quarantine they are tried nevertheless: it never
-        refuses everything by itself. One that never answered is no engine yet."""
-        none_left = not any(slot.routable for slot in self._slots.values())
-        return [slot.as_seen(none_left) for slot in self._slots.values()]
+        refuses everything by itself. One that never answered is no engine yet. One that drains and stays serves where
+        no other of its role does."""
+        slots = self._slots.values()
+        none_left = not any(slot.routable for slot in slots)
+        if not self._some_stay:
+            return [slot.as_seen(none_left, last=False) for slot in slots]
+        served = {slot.endpoint.role for slot in slots if slot.routable}
+        return [slot.as_seen(none_left, slot.endpoint.stays and slot.endpoint.role not in served) for slot in slots]
 
     @property
     def unheard(self) -> bool:

@@ -49,6 +49,8 @@ class Engine:
     endpoint: Endpoint
     healthy: bool = True
     load: int = 0
+    last: bool = False
+    """It drains, and nobody else of its role is left to ask."""
     name: str = field(init=False)
     usable: bool = field(init=False)
     """It may be given a request."""
@@ -57,7 +59,7 @@ class Engine:
         """Once for each engine that changed, where every request asks."""
         endpoint = self.endpoint
         object.__setattr__(self, "name", endpoint.name)
-        object.__setattr__(self, "usable", self.healthy and endpoint.ready and not endpoint.draining)
+        object.__setattr__(self, "usable", self.healthy and endpoint.ready and (self.last or not endpoint.draining))
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Gateway:
 
     async def _health(self, request: Request, answer: Answer) -> None:
         """200 while some engine can answer."""
-        if not any(slot.routable for slot in self.fleet.slots()):
+        if not any(engine.usable for engine in self.fleet.engines()):
             raise errors.no_engine(None)
         answer.send(200, [], b"")
 
