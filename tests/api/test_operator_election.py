@@ -42,6 +42,21 @@ class Recorder(Proxy):
     """One operator's way to the API server, with the times of what it wrote, renewals left out."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
+    streams: set[asyncio.Task[object]] = field(default_factory=set)
+
+    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self.streams.add(task)
+        try:
+            return await super()._stream(request)
+        finally:
+            self.streams.discard(task)
+
+    def end_watches(self) -> None:
+        """A watch whose client is gone would end with its next event only."""
+        for task in self.streams:
+            task.cancel()
 
     async def _write(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
         began = time.monotonic()
@@ -77,17 +92,15 @@ class Stage:
     """One namespace with one deployment, whose user edits it all the time."""
 
     cluster: KubernetesCluster
-    kubeconfig: Path
+    upstream: Upstream
     folder: Path
     namespace: str
     stack: AsyncExitStack
 
     async def operator(self, name: str) -> Process:
-        upstream = Upstream(self.kubeconfig)
-        way = Recorder(upstream, watches=PROMPT)
+        way = Recorder(self.upstream, watches=PROMPT)
         await self.stack.enter_async_context(way.listening())
-        # Closed first: that ends the watches which are open through it.
-        await self.stack.enter_async_context(upstream)
+        self.stack.callback(way.end_watches)
         folder = self.folder / name
         folder.mkdir()
         environment = {
@@ -134,12 +147,13 @@ class Stage:
 async def stage_of(kubeconfig: Path, folder: Path, namespace: str) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await KubernetesCluster.connect(kubeconfig=kubeconfig))
+        upstream = await stack.enter_async_context(Upstream(kubeconfig))
         body = crd()
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
         query = {"fieldManager": "test", "force": "true"}
         await cluster._call("PATCH", path, query, body, content_type=APPLY)
         await cluster._call("POST", "/api/v1/namespaces", None, {"metadata": {"name": namespace}})
-        stage = Stage(cluster, kubeconfig, folder, namespace, stack)
+        stage = Stage(cluster, upstream, folder, namespace, stack)
 
         async def taken() -> bool:
             try:
