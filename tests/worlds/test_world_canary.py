@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace_operator import names
 from headrace_operator.api import conditions as c
+from headrace_operator.plan.revision import engine_revision
 from headrace_operator.testing import Sample, Scene
 from headrace_runtime.contract import (
     CONTRACT_FILE,
@@ -351,3 +356,46 @@ async def test_without_a_canary_nothing_is_asked_of_the_gateways() -> None:
     await scene.settle()
     gateways = Gateways(scene)
     assert (gateways.share, step(scene)) == (None, {})
+
+
+EVENTS = st.sampled_from(["turn"] * 6 + ["first", "second", "third", "fail", "heal", "lose", "away", "paused"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@settings(deadline=None, max_examples=8)
+@given(st.lists(EVENTS, max_size=18), st.booleans())
+async def test_whatever_happens_on_the_way_bounds_hold_and_it_comes_to_its_end(events: list[str], back: bool) -> None:
+    scene, gateways, _ = await rolling(autoRollback=back)
+    specs = {"first": sample(autoRollback=back), "second": changed(autoRollback=back)}
+    specs["third"] = sample(autoRollback=back).set("engine.dtype", "bfloat16")
+    specs["paused"] = changed(autoRollback=back).set("paused", True)
+    lost = 0
+    for event in events:
+        if event in specs:
+            scene.edit(specs[event])
+        elif event == "lose" and scene.pods():
+            scene.cluster.remove("Pod", "demo", scene.pods()[0])
+            lost += 1
+        elif event == "fail" and (revision := _tried(scene)):
+            gateways.errors = {revision: 0.5}
+        elif event == "heal":
+            gateways.errors = {}
+        gateways.away = event == "away"
+        before = len(scene.pods())
+        await turn(scene, gateways, 20)
+        assert len(scene.pods()) <= max(5, before)
+        assert len(scene.pods()) >= 4 - lost
+        assert gateways.share is None or gateways.share.percent <= 50
+    gateways.errors, gateways.away = {}, False
+    scene.edit(specs["first"])
+    wanted = engine_revision(specs["first"].spec())
+    for _ in range(60):
+        await turn(scene, gateways, 30)
+        if scene.reason(c.PROGRESSING) == "UpToDate" or scene.status["revision"].get("failed") == wanted:
+            return
+    raise AssertionError(f"it came to no end: {scene.status}")
+
+
+def _tried(scene: Scene) -> str:
+    return str(step(scene).get("revision", ""))
