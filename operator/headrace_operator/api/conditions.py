@@ -137,7 +137,6 @@ class Reason:
     ADAPTER_FAILED: Final = "AdapterFailed"
 
     # Ready: a real request through the gateway, answered by the current revision in every role.
-    CANARY_PASSED: Final = "CanaryPassed"
     ANSWERED: Final = "Answered"
     AWAITING_CANARY: Final = "AwaitingCanary"
     CANARY_FAILED: Final = "CanaryFailed"
@@ -146,6 +145,9 @@ class Reason:
     APPLY_FAILED: Final = "ApplyFailed"
     OBSERVE_FAILED: Final = "ObserveFailed"
     INTERNAL_ERROR: Final = "InternalError"
+
+    # Of Events alone.
+    CANARY_PASSED: Final = "CanaryPassed"
 
 
 def initial(generation: int, now: datetime) -> tuple[Condition, ...]:
