@@ -95,3 +95,12 @@ def test_another_model_name_brings_new_pods() -> None:
 def test_processes_of_one_machine_have_no_keys_and_one_gateway() -> None:
     local = contracts.local(sample(**KEYS, limits={"maxConcurrent": 10}).subject(), "r").gateway
     assert (local.keys_folder, local.admission.total.max_concurrent) == (None, 10)
+
+
+def test_a_pod_has_as_long_as_its_answers_may_go_on_and_what_it_takes_to_leave() -> None:
+    usual, longer = sample(), sample(drainTimeout="299.5s")
+    assert contracts.gateway(usual.subject()).drain_seconds == 60.0
+    assert template(usual)["spec"]["terminationGracePeriodSeconds"] == 60 + gateway.LEAVE_SECONDS + 30
+    assert contracts.gateway(longer.subject()).drain_seconds == 299.5
+    assert template(longer)["spec"]["terminationGracePeriodSeconds"] == 300 + gateway.LEAVE_SECONDS + 30
+    assert template(usual)["metadata"]["annotations"] != template(longer)["metadata"]["annotations"]

@@ -110,6 +110,9 @@ class Gateway(Frozen):
     of every limit, here and below. Changes hold within about a minute, without a restart."""
     keys: tuple[Key, ...] = Field(default=(), max_length=1000, json_schema_extra=list_map("name"))
     """How the requests of single keys are treated."""
+    drain_timeout: Duration = Duration("60s")
+    """How long answers under way may go on when their gateway pod goes: when it is replaced, evicted, or deleted with
+    the whole deployment. For streams that may take longer, as much as `spec.drain.timeout`."""
     resume: Resume = Resume()
     """Streams that go on elsewhere when their engine is lost."""
     tls: TLS | None = None

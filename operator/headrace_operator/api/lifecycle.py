@@ -77,7 +77,8 @@ class Drain(Frozen):
     """How an engine leaves."""
 
     timeout: Duration = Duration("300s")
-    """How long running requests may go on before the engine is ended."""
+    """How long running requests may go on before the engine is ended. A gateway has its own,
+    `spec.gateway.drainTimeout`."""
 
 
 class Backoff(Frozen):

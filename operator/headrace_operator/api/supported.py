@@ -100,6 +100,7 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "gateway.keys[].name": ANY,
     "gateway.keys[].priority": ANY,
     **{f"gateway.keys[].limits.{path}": ANY for path in _LIMITS},
+    "gateway.drainTimeout": ANY,
     "gateway.resume.enabled": ANY,
     "gateway.resume.maxAttempts": ANY,
     "gateway.routing.policy": ANY,

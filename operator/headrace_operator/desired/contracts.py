@@ -65,6 +65,7 @@ def gateway(subject: Subject, share: contract.CanaryShare | None = None) -> cont
         min_prompt_tokens=spec.disaggregation.min_prompt_tokens,
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
         resume=contract.Resume(max_attempts=resume.max_attempts) if resume.enabled else None,
+        drain_seconds=spec.gateway.drain_timeout.seconds,
         canary=share,
     )
 

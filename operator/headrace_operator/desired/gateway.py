@@ -1,5 +1,7 @@
 """The gateway: a Deployment, the Service that clients use, and the right to watch the pods of its namespace. Pure."""
 
+import math
+
 from headrace_operator import names
 from headrace_operator.desired import contracts, pods
 from headrace_operator.desired.metadata import metadata
@@ -111,7 +113,7 @@ def _spec(subject: Subject) -> Object:
             "fsGroup": pods.GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        terminationGracePeriodSeconds=int(contracts.gateway(subject).drain_seconds) + LEAVE_SECONDS + 30,
+        terminationGracePeriodSeconds=math.ceil(contracts.gateway(subject).drain_seconds) + LEAVE_SECONDS + 30,
         topologySpreadConstraints=[
             {
                 "maxSkew": 1,
