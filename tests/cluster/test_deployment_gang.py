@@ -1,8 +1,9 @@
-"""One engine over two pods of a cluster: it answers as one, comes back whole from the loss of a rank, goes as one."""
+"""A prefill engine over two pods of a cluster, beside a decode engine of one: it works as one, and comes back whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -10,10 +11,9 @@ import pytest
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason
-from tests.cluster.deployments import Infd, tiny
+from tests.cluster.deployments import Infd, prompt_of, tiny
 
 START_SECONDS = 240
-PROMPT = [*range(20, 60)]
 
 # Runs in a rank's pod: ends the worker, the child of vLLM's process that holds its part of the model.
 KILL_THE_WORKER = """
@@ -30,7 +30,9 @@ os.kill(max(children, key=lambda pid: number(pid, "VmRSS")), signal.SIGKILL)
 def gang(headrace: Any) -> Iterator[Infd]:
     infd: Infd = headrace.infd("gang")
     manifest = tiny("gang")
-    manifest["spec"]["parallelism"] = {"tensor": 2, "pods": 2}
+    (serve,) = manifest["spec"]["roles"]
+    prefill = {**serve, "name": "prefill", "parallelism": {"tensor": 2, "pods": 2}}
+    manifest["spec"]["roles"] = [prefill, {**serve, "name": "decode"}]
     manifest["spec"]["recovery"] = {"backoff": {"base": "1s", "max": "5s"}}
     try:
         infd.apply(manifest)
@@ -40,26 +42,31 @@ def gang(headrace: Any) -> Iterator[Infd]:
 
 
 def ranks(infd: Infd) -> list[str]:
-    """Names of its pods, rank 0 first."""
-    return sorted(infd.pods(), key=lambda name: infd.pods()[name]["metadata"]["labels"][names.RANK])
+    """Names of the prefill engine's pods, rank 0 first."""
+    found = infd.pods(role="prefill")
+    return sorted(found, key=lambda name: found[name]["metadata"]["labels"][names.RANK])
 
 
-def answers(infd: Infd) -> bool:
+def works(infd: Infd) -> bool:
+    """It computes a prompt that the decode engine goes on with."""
     with infd.gateway() as url:
-        reply = infd.complete(url, PROMPT)
-    return reply.status == 200 and reply.headers["x-headrace-decode"] == ranks(infd)[0]
+        reply = infd.complete(url, prompt_of(int(monotonic() * 1000)))
+    return reply.status == 200 and reply.headers.get("x-headrace-prefill") == ranks(infd)[0]
 
 
 @pytest.mark.timeout(400)
-def test_two_pods_are_one_engine_that_answers(gang: Infd) -> None:
+def test_two_pods_are_one_engine_that_hands_over_its_kv_blocks(gang: Infd) -> None:
     seconds = gang.until_ready(START_SECONDS)
     first, second = ranks(gang)
-    print(f"two pods ready after {seconds:.1f} s")
+    print(f"ready after {seconds:.1f} s")
     assert second == f"{first}-r1"
     assert gang.read()["status"]["roles"][0]["summary"] == "1/1"
-    assert answers(gang)
+    decode = gang.pod(role="decode")
+    before = gang.prompt_tokens(decode)["external_kv_transfer"]
+    gang.until("it works", lambda: works(gang), 90)
+    assert gang.prompt_tokens(decode)["external_kv_transfer"] > before
     gang.until_condition(c.RAY_READY, "True", Reason.NODES_JOINED, 120)
-    assert gang.read()["status"]["ray"]["nodes"] == {"alive": 3, "expected": 3}
+    assert gang.read()["status"]["ray"]["nodes"] == {"alive": 4, "expected": 4}
 
 
 @pytest.mark.timeout(400)
@@ -74,20 +81,22 @@ def test_a_killed_worker_of_one_rank_starts_both_anew_in_their_pods(gang: Infd) 
         return state.engine_restarts > before.engine_restarts and state.phase == "Ready"
 
     seconds = gang.until("rank 0 has begun anew and is ready", again, START_SECONDS)
-    seconds += gang.until("it answers", lambda: answers(gang), 90)
-    print(f"worker of rank 1 killed: answered again after {seconds:.1f} s")
+    seconds += gang.until("it works", lambda: works(gang), 90)
+    print(f"worker of rank 1 killed: worked again after {seconds:.1f} s")
     assert gang.lives() == lives
 
 
 @pytest.mark.timeout(400)
 def test_a_deleted_rank_is_replaced_by_a_new_gang(gang: Infd) -> None:
     gang.until_ready(START_SECONDS)
-    old = gang.uids()
+    old = gang.uids(role="prefill")
     gang.kubectl("delete", "pod", ranks(gang)[1], "--wait=false")
-    seconds = gang.until("two new pods are ready", lambda: len(gang.uids(ready=True) - old) == 2, START_SECONDS)
-    seconds += gang.until("nothing is left of the old ones", lambda: not gang.uids() & old, 120)
-    seconds += gang.until("the new ones answer", lambda: answers(gang), 90)
-    print(f"rank 1 deleted: answered again after {seconds:.1f} s")
+    seconds = gang.until(
+        "two new pods are ready", lambda: len(gang.uids(role="prefill", ready=True) - old) == 2, START_SECONDS
+    )
+    seconds += gang.until("nothing is left of the old ones", lambda: not gang.uids(role="prefill") & old, 120)
+    seconds += gang.until("the new ones work", lambda: works(gang), 90)
+    print(f"rank 1 deleted: worked again after {seconds:.1f} s")
     gang.until_ready(90)
 
 

@@ -16,7 +16,7 @@ from headrace_runtime.engine import arguments
 
 CASES = Path(__file__).parent / "engine_arguments"
 PLACE = Place(name="chat-decode-5f2a-0", address="10.0.0.7", node="node-1")
-MEETING = arguments.Meeting("10.0.0.6", 29501)
+MEETING = arguments.Meeting("10.0.0.6", 29501, "the-life")
 WEIGHTS = "sha256:" + "5f2a" * 16
 COMMON = {"namespace": "team-a", "deployment": "chat", "revision": "5f2a"}
 

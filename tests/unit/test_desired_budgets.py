@@ -40,3 +40,9 @@ def test_the_selector_holds_a_role_as_it_is_now_of_every_revision() -> None:
 
 def test_a_suspended_deployment_bounds_no_engine() -> None:
     assert set(budgets(Sample().split(2, 4).set("suspend", True))) == {"chat-gateway"}
+
+
+def test_an_engine_over_several_pods_loses_one_of_them_and_the_others_follow() -> None:
+    spread = {"tensor": 2, "pods": 2}
+    assert budgets(Sample().serve(3).set("parallelism", spread))["chat-serve"]["minAvailable"] == 5
+    assert "chat-serve" not in budgets(Sample().serve(1).set("parallelism", spread))

@@ -12,7 +12,7 @@ from headrace_runtime.engine.arguments import Meeting
 from headrace_runtime.node.decide import Decision, EngineSeen, GangSeen, Seen, Verdict, decide
 from headrace_runtime.node.gang import REFUSED_SECONDS, SILENT_SECONDS, Follower, Leader, StrayRankError, fit
 
-MEETING = Meeting("10.0.0.7", 29501)
+ADDRESS = ("10.0.0.7", 29501)
 LEADER = GangSeen(leads=True)
 RANK = GangSeen(leads=False)
 RUNS = EngineSeen(started_at=0.0, ready_at=10.0)
@@ -114,7 +114,7 @@ class Two:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.leader = Leader(2, MEETING, self.clock)
+        self.leader = Leader(2, ADDRESS, self.clock)
         self.line = Line(self.leader)
         self.rank = self.begin_rank()
 
@@ -162,7 +162,7 @@ async def test_a_rank_is_told_where_to_meet_and_when_the_engine_is_ready() -> No
     two = Two()
     life = await two.started()
     assert life
-    assert two.rank.meeting == two.leader.meeting == MEETING
+    assert two.rank.meeting == two.leader.meeting == Meeting(*ADDRESS, life)
     assert not await two.rank.healthy(1)
     two.leader.note("Ready", ready=True, willing=False)
     await two.rank.report()
@@ -206,7 +206,7 @@ async def test_an_agent_that_was_started_anew_belongs_to_no_life() -> None:
     again.note("VerifyingWeights", ready=False, willing=False)
     await again.report()
     assert two.lost[0] == "rank 1 began anew"
-    anew = Leader(2, MEETING, two.clock)
+    anew = Leader(2, ADDRESS, two.clock)
     two = Two()
     await two.started()
     two.line.leader = anew
@@ -257,7 +257,7 @@ async def test_a_rank_that_leaves_keeps_its_part_until_rank_0_has_ended_its_own(
 
 
 def test_a_rank_that_the_engine_does_not_have_is_refused() -> None:
-    leader = Leader(2, MEETING, Clock())
+    leader = Leader(2, ADDRESS, Clock())
     with pytest.raises(StrayRankError, match="has 2 pods, and none of rank 2"):
         leader.answer(RankReport(rank=2, pod="stray", phase="Waiting", willing=True))
 
@@ -327,7 +327,7 @@ class Pods:
     async def do(self, event: str) -> None:
         two = self.two
         if event == "the first pod dies":
-            two.leader = Leader(2, MEETING, two.clock)
+            two.leader = Leader(2, ADDRESS, two.clock)
             self.first = Agent(two.leader, two.clock)
         elif event == "the second pod dies":
             self.second = Agent(two.begin_rank(), two.clock)

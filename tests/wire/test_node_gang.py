@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from headrace_runtime.contract import Backoff, Engine, Model, NodeContract, NodeState, Parallelism, Place
-from headrace_runtime.engine.arguments import Command, Meeting
+from headrace_runtime.engine.arguments import Command
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.gang import Follower, Leader, asking
@@ -87,8 +87,7 @@ async def pod(children: Children, folder: Path, rank: int, leader: str, program:
     output = Output(folder / f"engine-{rank}.log")
     async with aiohttp.ClientSession() as session:
         client = Client(session, f"http://127.0.0.1:{port}", "m")
-        meeting = Meeting("127.0.0.1", free_port())
-        first = Leader(2, meeting, time.monotonic) if rank == 0 else None
+        first = Leader(2, ("127.0.0.1", free_port()), time.monotonic) if rank == 0 else None
         gang = first or Follower(rank, place.name, asking(session, leader), time.monotonic)
         argv = ("--port", str(port), "--model", "m") if program is FAKE else ()
         asked = gang if isinstance(gang, Follower) else client

@@ -155,3 +155,18 @@ async def test_a_rank_whose_label_somebody_took_gets_it_back() -> None:
     await scene.settle()
     assert uids(scene) == before
     assert scene.cluster.objects["Pod", "demo", second]["metadata"]["labels"][names.ROLE] == "serve"
+
+
+async def test_an_engine_that_changes_its_role_takes_all_its_ranks_along() -> None:
+    def split(prefill: int, decode: int) -> Sample:
+        spread = Sample().split(prefill, decode).set("parallelism", {"tensor": 2, "pods": 2})
+        return spread.set("disaggregation", {"roleChange": {"enabled": True}})
+
+    scene = await ready(split(2, 1))
+    before = uids(scene)
+    scene.edit(split(1, 2))
+    writes = await scene.settle()
+    assert uids(scene) == before
+    assert [call.kind for call in writes].count("Pod") == 2
+    assert [len(scene.pods(role=role)) for role in ("prefill", "decode")] == [2, 4]
+    assert [role["summary"] for role in scene.status["roles"]] == ["1/1", "2/2"]

@@ -119,7 +119,7 @@ class Parallelism(Frozen):
     """A long prompt is cut into this many parts that are computed side by side."""
     pods: Size = 1
     """Pods that one engine is spread over, each with an equal part of its accelerators. For a model that no node
-    holds alone. Only for a `serve` role, without KV tiers, adapters and data-parallel copies."""
+    holds alone. Not with KV tiers, adapters and data-parallel copies."""
 
     @property
     def devices(self) -> int:

@@ -1,6 +1,6 @@
 """What must hold of an engine over several pods: checks as those of `checks.py`, listed in `rules.py`. Pure.
 
-Refused by name is what nobody has seen work there: P/D transfer, KV tiers, adapters and data-parallel copies.
+Refused by name is what nobody has seen work there: KV tiers, adapters and data-parallel copies.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,6 @@ def equal_parts(spec: InferenceDeploymentSpec) -> Problems:
 def whole_engines_only(spec: InferenceDeploymentSpec) -> Problems:
     for path, role in _spread(spec):
         uses = {
-            "prefill and decode roles: give one role named serve": role.name != "serve",
             "parallelism.data: set it to 1, and raise replicas": role.parallelism.data > 1,
             "spec.kvCache.host and disk: remove them": spec.kv_cache.host is not None,
             "spec.engine.lora: remove it": spec.engine.lora is not None,

@@ -84,8 +84,7 @@ _EQUAL_PARTS = (
 )
 _ALONE = "!has(self.kvCache.host) && !has(self.engine.lora)"
 _WHOLE_ENGINES = (
-    f"has(self.roles) ? self.roles.all(r, {_PODS} == 1 || r.name == 'serve' && "
-    f"{_over('r', 'parallelism', 'data')} == 1 && {_ALONE}) : "
+    f"has(self.roles) ? self.roles.all(r, {_PODS} == 1 || {_over('r', 'parallelism', 'data')} == 1 && {_ALONE}) : "
     f"self.parallelism.pods == 1 || self.parallelism.data == 1 && {_ALONE}"
 )
 _RESOURCE = (
@@ -229,7 +228,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         gangs.whole_engines_only,
         ("spec",),
-        "several pods of one engine do not go with prefill and decode, data-parallel copies, KV tiers or adapters",
+        "several pods of one engine do not go with data-parallel copies, KV tiers or adapters",
         _WHOLE_ENGINES,
         ".parallelism.pods",
     ),

@@ -70,6 +70,8 @@ class Meeting(NamedTuple):
 
     address: str
     port: int
+    life: str
+    """Which run of the engine this is, the same for all its pods."""
 
 
 def command(
@@ -94,7 +96,7 @@ def command(
         env["GLOO_SOCKET_IFNAME"] = "lo"  # else it takes the address of the machine's name
     if engine.device == CPU:
         env |= _cpu_environment(engine.parallelism)
-    if (transfer := connectors.transfer_config(contract, place, weights)) is not None:
+    if (transfer := connectors.transfer_config(contract, place, weights, meeting and meeting.life)) is not None:
         options["kv-transfer-config"] = transfer
     if engine.transfer is not None:
         env |= _transfer_environment(engine, place)

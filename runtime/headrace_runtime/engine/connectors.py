@@ -27,12 +27,15 @@ KV_ROLES: Mapping[RoleName, str] = {"prefill": "kv_producer", "decode": "kv_cons
 request says which side it is on, and an engine answers both kinds, so a role can change without a restart."""
 
 
-def transfer_config(contract: NodeContract, place: Place, weights: str | None) -> str | None:
-    """The option's value. `weights`: their digest; without it nothing is kept on disk. None: no connector at all."""
+def transfer_config(
+    contract: NodeContract, place: Place, weights: str | None, engine_id: str | None = None
+) -> str | None:
+    """The option's value. `weights`: their digest; without it nothing is kept on disk. `engine_id`: of an engine over
+    several pods, whose parts must not each choose their own. None: no connector at all."""
     engine = contract.engine
     connectors = []
     if engine.transfer is not None:
-        connectors.append(_nixl(engine.transfer, contract.role))
+        connectors.append(_nixl(engine.transfer, contract.role) | ({"engine_id": engine_id} if engine_id else {}))
     if engine.kv_tiers is not None:
         connectors.append(_offloading(contract, engine.kv_tiers, place, weights))
     if not connectors:

@@ -67,9 +67,9 @@ class Heard:
 class Leader:
     """Rank 0's view. `answer` is `POST /gang`."""
 
-    def __init__(self, size: int, meeting: Meeting, now: Callable[[], float]) -> None:
-        """`size`: pods of the engine, this one included."""
-        self._size, self._meeting, self._now = size, meeting, now
+    def __init__(self, size: int, address: tuple[str, int], now: Callable[[], float]) -> None:
+        """`size`: pods of the engine, this one included. `address`: host and port where their workers meet."""
+        self._size, self._address, self._now = size, address, now
         self._heard: dict[int, Heard] = {}
         self._joined: set[int] = set()
         """Ranks whose part of this life was seen to run."""
@@ -80,7 +80,7 @@ class Leader:
 
     @property
     def meeting(self) -> Meeting:
-        return self._meeting
+        return Meeting(*self._address, self._life)
 
     def answer(self, report: RankReport) -> GangOrder:
         """Raises StrayRankError for a rank that this engine does not have."""
@@ -89,7 +89,7 @@ class Leader:
         self._heard[report.rank] = Heard(report, self._now())
         if self._life and report.runs == self._life:
             self._joined.add(report.rank)
-        address, port = self._meeting
+        address, port = self._address
         return GangOrder(
             phase=self._phase, life=self._life, address=address, port=port, ready=self._ready and bool(self._life)
         )
@@ -154,7 +154,7 @@ class Follower:
 
     @property
     def meeting(self) -> Meeting:
-        return Meeting(self._order.address, self._order.port)
+        return Meeting(self._order.address, self._order.port, self._order.life)
 
     def seen(self, now: float) -> GangSeen:
         silent = now - self._heard_at > SILENT_SECONDS

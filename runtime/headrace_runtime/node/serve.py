@@ -15,7 +15,7 @@ from headrace_runtime.engine import arguments
 from headrace_runtime.models.errors import FetchError
 from headrace_runtime.models.progress import Progress as Fetching
 from headrace_runtime.mounted import ContractFile
-from headrace_runtime.node import gang, http, sweep, weights
+from headrace_runtime.node import gang, http, preflight, sweep, weights
 from headrace_runtime.node.adapters import Adapters, Files, LocateError
 from headrace_runtime.node.agent import Agent, Image
 from headrace_runtime.node.copies import Copies, is_fetched
@@ -23,7 +23,6 @@ from headrace_runtime.node.engine import EngineParts
 from headrace_runtime.node.launch import Launcher, PlainLauncher, ZygoteLauncher
 from headrace_runtime.node.lora import Routes
 from headrace_runtime.node.output import Output
-from headrace_runtime.node.preflight import installed, lacks, loader_version
 from headrace_runtime.node.process import Children
 from headrace_runtime.node.raylet import Raylet
 from headrace_runtime.node.readiness import Client, Intervals
@@ -46,9 +45,10 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
     children = Children()
     children.adopt_orphans()
     children.guard()
-    image = Image(installed("vllm"), lacks(contract, installed("vllm"), installed("ray"), loader_version(contract)))
+    versions = preflight.found(contract)
+    image = Image(versions.vllm, preflight.lacks(contract, versions))
     output = Output(run_dir / "engine.log")
-    raylet = Raylet(children, contract.ray, place, installed("ray") or "") if contract.ray and not image.lacks else None
+    raylet = Raylet(children, contract.ray, place, versions.ray or "") if contract.ray and not image.lacks else None
     async with aiohttp.ClientSession(trust_env=False) as session:
         url = f"http://{place.address}:{place.engine_port}"
         client = Client(session, url, contract.model.served_name)
@@ -84,8 +84,7 @@ async def _serve(contract: NodeContract, place: Place, file: ContractFile[NodeCo
 def _others(contract: NodeContract, place: Place, session: aiohttp.ClientSession) -> gang.Leader | gang.Follower:
     if place.rank:
         return gang.Follower(place.rank, place.name, gang.asking(session, place.leader), time.monotonic)
-    meeting = arguments.Meeting(place.address, place.gang_port)
-    return gang.Leader(contract.engine.parallelism.pods, meeting, time.monotonic)
+    return gang.Leader(contract.engine.parallelism.pods, (place.address, place.gang_port), time.monotonic)
 
 
 def _command(contract: NodeContract, place: Place, others: gang.Gang | None, weights: str | None) -> arguments.Command:
