@@ -42,6 +42,8 @@ class Gateways:
         self.ttft: Mapping[str, float] = {}
         """Seconds, by revision; 0.1 where none is said."""
         self.away = False
+        self.late = ""
+        """A gateway pod that has yet to take up the step."""
 
     @property
     def share(self) -> CanaryShare | None:
@@ -63,8 +65,12 @@ class Gateways:
                 continue
             address = pod["status"]["podIP"]
             self.scene.runtime.readings.pop(address, None)
-            if not self.away:
+            if not self.away and name != self.late:
                 self.scene.runtime.readings[address] = self._reading()
+
+    def restart(self) -> None:
+        """What was counted is gone; the contract is read anew."""
+        self.step = None
 
     def _reading(self) -> GatewayFigures:
         held = (self.scene.clock - self.began).total_seconds()
@@ -244,6 +250,31 @@ async def test_a_gateway_that_tells_nothing_holds_the_step() -> None:
     await turn(scene, gateways)
     assert len(scene.cluster.writes) == writes
     gateways.away = False
+    await until(scene, gateways, 50)
+
+
+async def test_one_gateway_of_two_that_has_yet_to_take_up_the_step_holds_it_too() -> None:
+    scene = Scene(sample().set("gateway.replicas", 2))
+    await scene.settle()
+    scene.edit(changed().set("gateway.replicas", 2))
+    gateways = Gateways(scene)
+    await until(scene, gateways, 25)
+    gateways.late = "chat-gateway-1"
+    for _ in range(20):
+        await turn(scene, gateways, 30)
+    assert (step(scene)["step"], step(scene)["waits"][:17]) == (25, "1 of 2 gateways h")
+    gateways.late = ""
+    await until(scene, gateways, 50)
+
+
+async def test_a_gateway_that_starts_anew_begins_its_step_again_and_nothing_else() -> None:
+    scene, gateways, _ = await rolling()
+    await until(scene, gateways, 25)
+    since = step(scene)["since"]
+    for _ in range(10):
+        gateways.restart()
+        await turn(scene, gateways, 30)
+    assert (step(scene)["step"], step(scene)["since"]) == (25, since)
     await until(scene, gateways, 50)
 
 
