@@ -15,7 +15,7 @@ from typing import Any, Literal
 import click
 import yaml
 
-from headrace_operator import names
+from headrace_operator import names, revisions
 from headrace_operator.api.manifest import read_checksums
 from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import sentence
@@ -71,11 +71,20 @@ async def _run(settings: Settings) -> None:
     type=click.Choice(["local"]),
     help="Print the contract for `headrace-runtime local` in place of the objects.",
 )
-def plan(file: Path, namespace: str, shape: Literal["local"] | None) -> None:
+@click.option("--simulate", "steps", is_flag=True, help="Print every step on the way there in place of the objects.")
+@click.option(
+    "--from",
+    "old",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --simulate: start from the deployment of the same name in this file. Default: from nothing.",
+)
+def plan(file: Path, namespace: str, shape: Literal["local"] | None, steps: bool, old: Path | None) -> None:
     """Print every object that the operator would make of the InferenceDeployments in FILE.
 
     Nothing is sent anywhere. ConfigMaps in FILE are read where a deployment names one as its manifest.
     """
+    if old is not None and not steps:
+        raise click.UsageError("--from needs --simulate")
     documents = _documents(file)
     config_maps = {d["metadata"]["name"]: d.get("data") or {} for d in documents if d.get("kind") == "ConfigMap"}
     wanted = [d for d in documents if d.get("kind") == names.KIND]
@@ -84,6 +93,9 @@ def plan(file: Path, namespace: str, shape: Literal["local"] | None) -> None:
     settings = _settings()
     for document in wanted:
         subject = _subject(document, namespace, config_maps, settings)
+        if steps:
+            _print_steps(document, documents, namespace, old)
+            continue
         step = make_plan(subject.spec, Observed())
         if shape == "local":
             _print_local(subject, step.revision)
@@ -93,6 +105,27 @@ def plan(file: Path, namespace: str, shape: Literal["local"] | None) -> None:
             f"# {subject.ref}: revision {step.revision}, {len(objects)} objects, and the Secret with Ray's token"
         )
         click.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)
+
+
+def _print_steps(document: Object, documents: list[Object], namespace: str, old: Path | None) -> None:
+    # Here, since it is the whole operator with a cluster in memory.
+    from headrace_operator import simulation  # noqa: PLC0415
+
+    name, before = document["metadata"]["name"], None
+    if old is not None:
+        found = [d for d in _documents(old) if d.get("kind") == names.KIND and d["metadata"]["name"] == name]
+        if not found:
+            raise click.ClickException(f"{old}: holds no {names.KIND} {name}")
+        before = found[0]
+        if not isinstance(problems := parse(before), InferenceDeploymentSpec):
+            raise click.ClickException(f"{old}: {sentence(problems)}")
+    maps = [d for d in documents if d.get("kind") == "ConfigMap"]
+    where = document["metadata"].get("namespace", namespace)
+    click.echo(f"# {where}/{name}: ready/all engine pods of each role and revision after each pass")
+    if (document["spec"].get("rollout") or {}).get("canary"):
+        click.echo("# without rollout.canary, whose steps wait for the figures of real requests")
+    for line in simulation.table(asyncio.run(simulation.simulate(document, before, maps))):
+        click.echo(line)
 
 
 def _print_local(subject: Subject, revision: str) -> None:
@@ -166,6 +199,9 @@ def _log(settings: Settings) -> None:
     # kopf tells of every event it sees; what matters is told by the worker.
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
 
+
+for command in (revisions.history, revisions.rollback, revisions.restart):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -5,23 +5,27 @@ operator reads it as it reads a spec. `plan.target` goes back by it, `desired.hi
 `headrace rollback` show and use it.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from headrace_operator import names
+from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import Problem
-from headrace_operator.api.rules import check
 from headrace_operator.api.types import Frozen
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, KVCache, Role
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Role
 from headrace_operator.state import Object
 
 KIND: Final = "ControllerRevision"
-WHOLE: Final = ("model", "engine", "parallelism", "executor", "kv_cache", "drain", "recovery")
-"""Parts of a spec that a record keeps as they are. Of others it keeps the fields that count into a revision."""
+WHOLE: Final = ("model", "engine", "parallelism", "executor", "roles", "kvCache", "drain", "recovery")
+"""Parts of a spec that a record keeps as they are."""
+PARTLY: Final = {
+    "disaggregation": ("connector", "onTransferFailure"),
+    "gateway": ("routing",),
+    "rollout": ("restartedAt",),
+}
+"""Fields that it keeps of other parts: those that count into a revision."""
+SIZES: Final = ("replicas", "scaling")
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,15 @@ def _record(obj: Object) -> Record:
 def words_of(spec: InferenceDeploymentSpec) -> dict[str, Any]:
     """The words of a spec that its engines are made from, as a spec of their own without anything that has its
     default."""
-    said = _words(spec, include={*WHOLE}) | {"roles": [_role(role) for role in spec.roles]}
-    parts = {
-        "disaggregation": _words(spec.disaggregation, include={"connector", "on_transfer_failure"}),
-        "gateway": _words(spec.gateway, include={"routing": {"policy"}}),
-        "rollout": _words(spec.rollout, include={"restarted_at"}),
-    }
-    return said | {name: part for name, part in parts.items() if part}
+    said = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    said["roles"] = [_role(role) for role in spec.roles]
+    parts = {name: {key: said.get(name, {}).get(key) for key in fields} for name, fields in PARTLY.items()}
+    spoken = {name: {key: value for key, value in part.items() if value} for name, part in parts.items()}
+    return {part: said[part] for part in WHOLE if part in said} | {name: part for name, part in spoken.items() if part}
 
 
 def _role(role: Role) -> dict[str, Any]:
-    said = _words(role, exclude={"engine", "parallelism"})
+    said = role.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"engine", "parallelism"})
     # What an override says counts, although it be the default: what it overrides may say something else.
     for part in ("engine", "parallelism"):
         override: Frozen | None = getattr(role, part)
@@ -80,60 +82,62 @@ def _role(role: Role) -> dict[str, Any]:
     return said
 
 
-def _words(part: Frozen, **which: Any) -> dict[str, Any]:
-    return part.model_dump(mode="json", by_alias=True, exclude_defaults=True, **which)
-
-
-def restored(record: Record, spec: InferenceDeploymentSpec) -> InferenceDeploymentSpec | list[Problem]:
-    """`spec` with the words of a record in place of its own, or why the two do not go together.
+def restored(record: Record, spec: Mapping[str, Any]) -> dict[str, Any] | list[Problem]:
+    """A spec as it is on the wire with the words of a record in place of its own, or why the two do not go together.
 
     What is no part of a revision stays: sizes, limits, who shares KV blocks. Adapters stay where they can; those of the
     record come back where its engines could not load the others.
     """
-    try:
-        old = InferenceDeploymentSpec.model_validate_json(json.dumps(record.words), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return [Problem(f"ControllerRevision {record.name}", f"cannot be read: {first['msg']}")]
-    back = _laid_over(old, spec)
-    listed = back.model.model_copy(update={"adapters": spec.model.adapters})
-    with_ours = back.model_copy(update={"model": listed})
-    if not check(with_ours):
-        return with_ours
-    return list(check(back)) or back
+    alone = parse({"metadata": {"name": record.name}, "spec": record.words})
+    if not isinstance(alone, InferenceDeploymentSpec):
+        return alone
+    problems: list[Problem] = []
+    back = _laid_over(record.words, spec)
+    now = {key: value for key, value in (spec.get("model") or {}).items() if key == "adapters"}
+    model = {key: value for key, value in back["model"].items() if key != "adapters"} | now
+    for candidate in ({**back, "model": model}, back):
+        parsed = parse({"metadata": {"name": record.name}, "spec": candidate})
+        if isinstance(parsed, InferenceDeploymentSpec):
+            return candidate
+        problems = parsed
+    return problems
 
 
-def _laid_over(old: InferenceDeploymentSpec, spec: InferenceDeploymentSpec) -> InferenceDeploymentSpec:
-    now = {role.name: role for role in spec.roles}
-    sizes = {name: {"replicas": role.replicas, "scaling": role.scaling} for name, role in now.items()}
-    routing = spec.gateway.routing
-    if "PrefixAware" in {routing.policy, old.gateway.routing.policy}:
-        routing = old.gateway.routing
-    kept = {"connector": old.disaggregation.connector, "on_transfer_failure": old.disaggregation.on_transfer_failure}
-    return spec.model_copy(
-        update={
-            **{part: getattr(old, part) for part in WHOLE},
-            "kv_cache": _kv_cache(old.kv_cache, spec.kv_cache),
-            "roles": tuple(role.model_copy(update=sizes.get(role.name, {})) for role in old.roles),
-            "disaggregation": spec.disaggregation.model_copy(update=kept),
-            "gateway": spec.gateway.model_copy(update={"routing": routing}),
-            "rollout": spec.rollout.model_copy(update={"restarted_at": old.rollout.restarted_at}),
-        }
-    )
+def _laid_over(words: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    back = {part: value for part, value in spec.items() if part not in WHOLE}
+    back |= {part: words[part] for part in WHOLE if part in words}
+    for part, fields in PARTLY.items():
+        said, now = words.get(part) or {}, spec.get(part) or {}
+        inner = {name: value for name, value in now.items() if name not in fields}
+        back[part] = inner | {name: said[name] for name in fields if name in said}
+    policies = {(one.get("gateway") or {}).get("routing", {}).get("policy") for one in (words, spec)}
+    if "PrefixAware" not in policies and "routing" in (spec.get("gateway") or {}):
+        # Engines publish KV events for that policy alone; between the others the gateway may choose as it likes.
+        back["gateway"]["routing"] = spec["gateway"]["routing"]
+    sizes = {role["name"]: {key: role[key] for key in SIZES if key in role} for role in spec.get("roles") or ()}
+    back["roles"] = [
+        {key: value for key, value in role.items() if key not in SIZES} | sizes[role["name"]]
+        if role["name"] in sizes
+        else role
+        for role in words.get("roles") or ()
+    ]
+    back["kvCache"] = _kv_cache(words.get("kvCache") or {}, spec.get("kvCache") or {})
+    return {part: value for part, value in back.items() if value not in ({}, [])}
 
 
-def _kv_cache(old: KVCache, now: KVCache) -> KVCache:
-    """The old tiers with what no engine is told of as it is now. A claim, above all, can only grow."""
-    back = old.model_copy(update={"sharing": now.sharing})
-    if old.disk is None or now.disk is None:
+def _kv_cache(words: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded tiers with what no engine is told of as it is now. A claim, above all, can only grow."""
+    back = {key: value for key, value in words.items() if key != "sharing"}
+    back |= {"sharing": now["sharing"]} if "sharing" in now else {}
+    old, disk = words.get("disk"), now.get("disk")
+    if not old or not disk:
         return back
-    volume, claim = old.disk.volume, now.disk.volume.claim_template
-    if volume.claim_template is not None and claim is not None:
-        volume = volume.model_copy(
-            update={"claim_template": volume.claim_template.model_copy(update={"size": claim.size})}
-        )
-    disk = old.disk.model_copy(update={"volume": volume, "return_to_node": now.disk.return_to_node})
-    return back.model_copy(update={"disk": disk})
+    volume, claim = dict(old.get("volume") or {}), (disk.get("volume") or {}).get("claimTemplate")
+    if "claimTemplate" in volume and claim:
+        volume["claimTemplate"] = {**volume["claimTemplate"], "size": claim.get("size")}
+    kept_back = {"returnToNode": disk["returnToNode"]} if "returnToNode" in disk else {}
+    back["disk"] = {key: value for key, value in old.items() if key != "returnToNode"} | {"volume": volume, **kept_back}
+    return back
 
 
 def kept(found: Mapping[str, Record], limit: int, used: Iterable[str]) -> frozenset[str]:

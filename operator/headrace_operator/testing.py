@@ -40,6 +40,14 @@ class Sample:
             },
         }
 
+    @classmethod
+    def of(cls, document: Object) -> Self:
+        """One that says what a manifest says."""
+        meta = document["metadata"]
+        sample = cls(meta["name"], meta.get("namespace", "default"))
+        sample._object["spec"] = copy.deepcopy(document["spec"])
+        return sample
+
     def serve(self, replicas: int = 1) -> Self:
         """One role that does both phases."""
         return self.set("roles", [{"name": "serve", "replicas": replicas}])

@@ -68,6 +68,43 @@ def test_a_file_without_a_deployment_is_named(tmp_path: Path, text: str) -> None
     assert "none.yaml" in result.output
 
 
+def written(path: Path, sample: Sample) -> Path:
+    path.write_text(yaml.safe_dump(sample.build()))
+    return path
+
+
+def test_simulates_a_rollout_step_by_step_within_its_bounds(tmp_path: Path) -> None:
+    old = written(tmp_path / "old.yaml", Sample().split(1, 2))
+    new = written(tmp_path / "new.yaml", Sample().split(1, 2).set("engine.dtype", "float16"))
+    result = call("plan", new, "--simulate", "--from", old)
+    assert result.exit_code == 0, result.output
+    head, *rows, outcome = result.stdout.splitlines()[1:]
+    assert head.count("prefill") == head.count("decode") == 2
+    cells = [row.split() for row in rows]
+    ready, pods = ([int(row[place]) for row in cells] for place in (5, 6))
+    assert (min(ready), max(pods)) == (3, 5)
+    assert cells[0][1:5] == ["1/1", "2/2", "-", "-"]
+    assert cells[-1][1:5] == ["-", "-", "1/1", "2/2"]
+    assert outcome.startswith("UpToDate")
+
+
+def test_simulates_the_making_of_a_deployment(file: Path) -> None:
+    first, last, outcome = (line.split() for line in call("plan", file, "--simulate").stdout.splitlines()[2:])
+    assert first[1:] == ["0/1", "0/2", "0", "3", "created", "3"]
+    assert last[1:] == ["1/1", "2/2", "3", "3"]
+    assert outcome[0] == "UpToDate:"
+
+
+def test_a_simulation_says_where_it_stands_still(tmp_path: Path) -> None:
+    paused = written(tmp_path / "paused.yaml", Sample().serve(1).set("paused", True))
+    assert call("plan", paused, "--simulate").stdout.splitlines()[-1].startswith("Paused")
+
+
+def test_from_without_simulate_is_refused(file: Path) -> None:
+    result = call("plan", file, "--from", file)
+    assert (result.exit_code, "--from needs --simulate" in result.output) == (2, True)
+
+
 def test_a_wrong_setting_is_named_with_its_variable() -> None:
     result = call("run", HEADRACE_RESYNC_SECONDS="soon")
     assert result.exit_code == 1

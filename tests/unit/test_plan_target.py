@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from headrace_operator import history, names
 from headrace_operator.api.effective import effective_roles
+from headrace_operator.api.parse import parse
 from headrace_operator.api.v1alpha1 import (
     Condition,
     InferenceDeploymentSpec,
@@ -110,6 +111,14 @@ def test_a_whole_revision_that_never_answers_has_failed_too() -> None:
     assert choose(NEW.spec(), whole, status(ready=2), LATE).failed is None
 
 
+def test_a_lost_canary_goes_back_at_once_and_no_readiness_takes_it_back() -> None:
+    first = choose(NEW.spec(), SEEN, status(), START, canary_lost="TTFT 2 s instead of 1 s")
+    assert (first.revision, first.reason) == (revision(OLD), "CanaryRejected")
+    failed = status(failed=revision(NEW), reason=first.reason, message=first.message, progress=first.progress)
+    later = replace(SEEN, pods=(*SEEN.pods[:2], pod(NEW, 0, ready=True)))
+    assert choose(NEW.spec(), later, failed, LATE) == first
+
+
 def test_a_revision_stays_failed_until_the_spec_has_another() -> None:
     failed = status(failed=revision(NEW), reason="ProgressDeadlineExceeded", message="m", progress=None)
     seen = replace(SEEN, pods=SEEN.pods[:2])
@@ -145,11 +154,14 @@ SPECS = [
 def test_a_record_gives_back_the_revision_that_it_was_made_of(then: Sample) -> None:
     for now in SPECS:
         (kept,) = history.records(children(then).values()).values()
-        back = history.restored(kept, now.spec())
+        raw = history.restored(kept, now.build()["spec"])
+        back = parse({"metadata": {"name": "chat"}, "spec": raw})
         assert isinstance(back, InferenceDeploymentSpec)
         assert engine_revision(back) == revision(then)
         sizes = {role.name: role.replicas for role in effective_roles(now.spec())}
         assert all(role.replicas == sizes.get(role.name, role.replicas) for role in effective_roles(back))
+        same = history.restored(next(iter(history.records(children(now).values()).values())), now.build()["spec"])
+        assert parse({"metadata": {"name": "chat"}, "spec": same}) == now.spec()
 
 
 # Whole rollouts between three revisions. Pods become ready, or fail, in an order that hypothesis chooses.

@@ -26,6 +26,9 @@ from headrace_operator.metrics import CALLS
 from headrace_operator.state import Object, Ref
 
 APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+USER = "headrace-cli"
+"""The field manager of what people change through our command line."""
 JSON = "application/json"
 DEADLINE_SECONDS = 15.0
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -82,6 +85,17 @@ class KubernetesCluster:
         selector = f"{names.DEPLOYMENT}={names.label(ref.name)}"
         answers = await asyncio.gather(*(self._list(kind, ref.namespace, labelSelector=selector) for kind in OWNED))
         return [obj for objects in answers for obj in objects]
+
+    async def list_children(self, kind: Kind, ref: Ref) -> list[Object]:
+        """The same of one kind. For people, who may have no right to the others."""
+        return await self._list(kind, ref.namespace, labelSelector=f"{names.DEPLOYMENT}={names.label(ref.name)}")
+
+    async def edit(self, obj: Object, change: Object) -> Object:
+        """Merge `change` into an object as it was read, as its user would. Conflict: it is another by now."""
+        meta = obj["metadata"]
+        body = {**change, "metadata": {"resourceVersion": meta["resourceVersion"]}}
+        path = kind_of(obj).path(meta["namespace"], meta["name"])
+        return await self._call("PATCH", path, {"fieldManager": USER}, body, content_type=MERGE)
 
     async def _list(self, kind: Kind, namespace: str, **query: str) -> list[Object]:
         answer = await self._call("GET", kind.path(namespace), query)

@@ -1,9 +1,9 @@
 """What shall exist next: spec and observation in, one step out. Pure; called by reconcile and by the `plan` command.
 
 The step is derived from what is seen, and from where KV blocks were put (the status remembers that). `target.py` says
-which spec it is to lead to, `roles.py` lets
-engines change their role where that saves ending some and starting others, `rollout.py` does the arithmetic,
-`placement.py` sends engines back to their KV blocks, this module puts pods' names to its counts.
+which spec it is to lead to, `canary.py` how far, `roles.py` lets engines change their role where that saves ending some
+and starting others, `rollout.py` does the arithmetic, `placement.py` sends engines back to their KV blocks, this module
+puts pods' names to its counts.
 """
 
 from collections.abc import Iterator, Mapping

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from headrace_operator import history
 from headrace_operator.api.conditions import Reason
 from headrace_operator.api.effective import effective_roles
+from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import sentence
 from headrace_operator.api.v1alpha1 import (
     InferenceDeploymentSpec,
@@ -146,7 +147,8 @@ def _failed(target: Target, observed: Observed) -> Target:
 
 def _back(target: Target, record: history.Record) -> Target:
     """The target after going back to a good revision; as it is, with the reason, where that cannot be."""
-    spec = history.restored(record, target.spec)
+    back = history.restored(record, target.spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    spec = parse({"metadata": {"name": record.name}, "spec": back}) if isinstance(back, dict) else back
     if isinstance(spec, list):
         why = f"; revision {record.revision} does not go with the rest of the spec: {sentence(spec)}"
         return target if why in target.message else replace(target, message=f"{target.message}{why}"[:MESSAGE])

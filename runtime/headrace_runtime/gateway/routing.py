@@ -32,6 +32,10 @@ FRESH_WEIGHT: Final = 0.01
 while others are idle and their caches empty."""
 HELD_UP_WEIGHT: Final = 0.25
 """Of each request in flight on a decode engine, for each token of another's prompt that is computed there."""
+FRESH_MOST: Final = 100_000.0
+"""Most by which one engine counts as having computed more lately than the one that computed least. An engine that was
+just started has computed nothing: without a limit it is given every answer until it has caught up with minutes of work
+of all the others, in one batch. Between engines of the same age the difference is smaller anyway."""
 MOST: Final = 0.5
 """Of a prompt, that a decode engine must hold to serve it alone: else prompts would come to be computed there for good,
 which is what prefill engines are for."""
@@ -157,9 +161,11 @@ def costs(prompt: Prompt, engines: Iterable[str], fetched: bool = False) -> list
     held, waiting, tokens = prompt.held.get, prompt.waiting.get, prompt.tokens
     writing, fresh = prompt.writing.get, prompt.fresh.get
     plain = not (fetched or prompt.host or prompt.disk)
+    names = tuple(engines)
+    most = _most_fresh(prompt, names)
     found = []
-    for name in engines:
-        ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0) + FRESH_WEIGHT * fresh(name, 0.0)
+    for name in names:
+        ahead = waiting(name, 0.0) + WRITING_WEIGHT * writing(name, 0.0) + FRESH_WEIGHT * min(fresh(name, 0.0), most)
         lacking = tokens - held(name, 0.0)
         if lacking <= 0:
             found.append(ahead)
@@ -168,6 +174,12 @@ def costs(prompt: Prompt, engines: Iterable[str], fetched: bool = False) -> list
         else:
             found.append(ahead + prompt.cost(name, fetched))
     return found
+
+
+def _most_fresh(prompt: Prompt, engines: Iterable[str]) -> float:
+    """What counts of `Prompt.fresh` at most."""
+    fresh = prompt.fresh.get
+    return FRESH_MOST + min((fresh(name, 0.0) for name in engines), default=0.0)
 
 
 def alone(prompt: Prompt, engine: Engine) -> float | None:
@@ -192,6 +204,7 @@ def _by_cost(
     if need.split:
         of_prefill = dict(zip(_names(prefills), costs(prompt, _names(prefills)), strict=True))
         partners = _best_prefill(sorted(prefills, key=lambda engine: of_prefill[engine.name]))
+        most = _most_fresh(prompt, of_prefill)
         fetched = costs(prompt, names, fetched=True)
         for place, writer in enumerate(writers):
             more = alone(prompt, writer) if need.canary is None else None
@@ -200,7 +213,7 @@ def _by_cost(
             pair = math.inf
             if partner is not None:
                 # How much prefill engines computed lately says which of them to take, not whether to take one.
-                fresh = FRESH_WEIGHT * prompt.fresh.get(partner.name, 0.0)
+                fresh = FRESH_WEIGHT * min(prompt.fresh.get(partner.name, 0.0), most)
                 pair = fetched[place] + prompt.short + of_prefill[partner.name] - fresh
             totals[place] = min(pair, by_itself)
             partnered[place] = partner if pair < by_itself else None

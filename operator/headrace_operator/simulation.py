@@ -1,0 +1,115 @@
+"""`headrace plan --simulate`: the whole way from one spec to another, in a cluster in memory, as a table of counts.
+
+The operator's own passes run against it, with kubelets that make everything ready between two of them. What is shown
+is what the operator would do where every engine starts; it says nothing of how long that takes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from headrace_operator import names
+from headrace_operator.api.conditions import PROGRESSING
+from headrace_operator.state import Object
+from headrace_operator.testing import Sample, Scene
+
+PASSES = 2000
+"""Many more than any rollout takes: the largest role has a thousand engines, and each takes a pass or two."""
+WAIT = timedelta(seconds=30)
+"""How far the clock goes on where a pass has nothing to do but to wait."""
+WAITS = 200
+Group = tuple[str, str]
+"""Role and revision."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there is after one pass that changed engines."""
+
+    number: int
+    ready: Mapping[Group, int]
+    there: Mapping[Group, int]
+    created: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class Path:
+    """All of the way."""
+
+    rows: tuple[Row, ...]
+    outcome: str
+    """Reason and message of `Progressing` in the end."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """Every role and revision on the way, in the order in which revisions appear."""
+        found = list(dict.fromkeys(group for row in self.rows for group in row.there))
+        order = list(dict.fromkeys(revision for _, revision in found))
+        return sorted(found, key=lambda group: (order.index(group[1]), group[0] != "prefill"))
+
+
+async def simulate(wanted: Object, before: Object | None = None, others: Iterable[Object] = ()) -> Path:
+    """The way from nothing, or from a deployment that is whole, to another spec. `others` are objects that specs name,
+    such as ConfigMaps. AssertionError: it does not come to rest."""
+    sample = Sample.of(wanted)
+    if (wanted["spec"].get("rollout") or {}).get("canary"):
+        # Its steps wait for the figures of real requests, which there are none of here.
+        sample.set("rollout.canary", None)
+    scene = Scene(Sample.of(before) if before is not None else sample)
+    for obj in others:
+        scene.cluster.put({**obj, "metadata": {**obj["metadata"], "namespace": scene.ref.namespace}})
+    rows: list[Row] = []
+    if before is not None:
+        await _settle(scene)
+        scene.edit(sample)  # takes the spec alone
+        rows.append(_row(scene, 0, scene.pods()))
+    rows += await _settle(scene)
+    rows.append(_row(scene, rows[-1].number + 1 if rows else 1, scene.pods()))
+    said = scene.judged(PROGRESSING)
+    return Path(tuple(rows), f"{said['reason']}: {said['message']}")
+
+
+async def _settle(scene: Scene) -> list[Row]:
+    rows: list[Row] = []
+    waits = 0
+    for number in range(1, PASSES):
+        before, writes = scene.pods(), len(scene.cluster.writes)
+        look = await scene.reconcile()
+        if scene.pods() != before:
+            rows.append(_row(scene, number, before))
+        if scene.kubelet() or len(scene.cluster.writes) != writes:
+            waits = 0
+        elif look.seconds is None or waits == WAITS:
+            return rows
+        else:
+            waits += 1
+            scene.clock += WAIT
+    raise AssertionError(f"no rest after {PASSES} passes")
+
+
+def _row(scene: Scene, number: int, before: list[str]) -> Row:
+    ready: Counter[Group] = Counter()
+    there: Counter[Group] = Counter()
+    for name in scene.pods():
+        obj = scene.cluster.objects["Pod", scene.ref.namespace, name]
+        labels = obj["metadata"]["labels"]
+        group = labels[names.ROLE], labels[names.REVISION]
+        there[group] += 1
+        ready[group] += "status" in obj
+    now = scene.pods()
+    return Row(number, ready, there, len({*now} - {*before}), len({*before} - {*now}))
+
+
+def table(path: Path) -> Iterator[str]:
+    """The rows in words: ready and all engine pods of each role and revision after each pass that changed some, and in
+    the end."""
+    heads = [f"{role} {revision}" for role, revision in path.groups]
+    yield "  ".join(["pass", *heads, "ready", "pods", "done"])
+    for row in path.rows:
+        cells = [f"{row.ready[group]}/{row.there[group]}" if row.there[group] else "-" for group in path.groups]
+        told = ", ".join(f"{verb} {count}" for verb, count in (("created", row.created), ("ended", row.ended)) if count)
+        line = [f"{row.number:>4}", *(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True))]
+        yield "  ".join([*line, f"{sum(row.ready.values()):>5}", f"{sum(row.there.values()):>4}", told]).rstrip()
+    yield path.outcome
