@@ -29,7 +29,7 @@ OUR_PREFIX: Final = "headrace.dev/"
 def template_problems(path: str, template: dict[str, Any]) -> Iterator[Problem]:
     """What is wrong with the pod template at `path`."""
     yield from _strangers(path, template, ("metadata", "spec"))
-    metadata, spec = template.get("metadata") or {}, template.get("spec") or {}
+    metadata, spec = _given(template, "metadata"), _given(template, "spec")
     if isinstance(metadata, dict):
         yield from _metadata(f"{path}.metadata", metadata)
     else:
@@ -40,6 +40,12 @@ def template_problems(path: str, template: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{path}.spec", "must be an object")
 
 
+def _given(part: dict[str, Any], name: str) -> Any:
+    """A part of a template. One that was left empty is none; anything else is looked at, empty lists and texts too."""
+    value = part.get(name)
+    return {} if value is None else value
+
+
 def _strangers(path: str, part: dict[str, Any], known: tuple[str, ...]) -> Iterator[Problem]:
     for key in sorted(part.keys() - set(known)):
         yield Problem(f"{path}.{key}", f"is not acted on here: a pod template has {' and '.join(known)}")
@@ -48,7 +54,7 @@ def _strangers(path: str, part: dict[str, Any], known: tuple[str, ...]) -> Itera
 def _metadata(path: str, metadata: dict[str, Any]) -> Iterator[Problem]:
     yield from _strangers(path, metadata, ("annotations", "labels"))
     for part in ("annotations", "labels"):
-        entries = metadata.get(part) or {}
+        entries = _given(metadata, part)
         if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
             yield Problem(f"{path}.{part}", "must be texts by name: put numbers and true or false in quotes")
             continue
