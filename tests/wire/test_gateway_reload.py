@@ -14,9 +14,11 @@ import pytest
 from headrace_runtime.contract import (
     LIVE,
     Admission,
+    CanaryShare,
     Endpoint,
     FixedDiscovery,
     GatewayContract,
+    GatewayFigures,
     KeyRule,
     Limit,
     live_update,
@@ -247,3 +249,21 @@ async def test_those_who_wait_go_once_a_limit_is_lifted(tmp_path: Path) -> None:
         w.write(admission=Admission())
         assert await waiting == 200
         held.cancel()
+
+
+async def test_a_step_of_a_canary_is_counted_from_the_moment_it_is_taken_up(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        assert await w.ask("sk-a") == 200
+        for taken, share in enumerate((10, 50), 1):
+            w.write(canary=CanaryShare(revision="r", percent=share, step=str(taken)))
+            await until(
+                lambda n=taken: w.metric("headrace_gateway_reloads_total", what="contract", result="changed") == n
+            )
+            assert await w.ask("sk-a") == 200
+            url = f"http://127.0.0.1:{w.gateway.admin_port}/figures"
+            async with w.client.get(url) as answer:
+                told = GatewayFigures.model_validate_json(await answer.read())
+            assert told.canary is not None
+            assert (told.canary.share.percent, told.canary.share.step) == (share, str(taken))
+            assert [one.requests for one in told.canary.before] == [taken]
+            assert [one.requests for one in told.roles] == [taken + 1]
