@@ -62,6 +62,7 @@ def read_pod(obj: Object) -> Pod:
         born=born,
         ready=ready and phase == "Running",
         going="deletionTimestamp" in meta,
+        ends=datetime.fromisoformat(meta["deletionTimestamp"]) if "deletionTimestamp" in meta else None,
         failed=phase in {"Failed", "Succeeded"},
         ip=status.get("podIP", ""),
         node=obj.get("spec", {}).get("nodeName", ""),
@@ -133,7 +134,9 @@ def _waiting(container: Object) -> Object:
 
 def _blocker(pod: str, phase: str, status: Object, conditions: dict[str, Any]) -> Blocker | None:
     if phase == "Failed":
-        return Blocker(pod, Reason.CONTAINER_FAILED, status.get("reason") or "its containers ended")
+        # Of an eviction, or of a kubelet that will not have it, the message says for want of what.
+        said = [status[key] for key in ("reason", "message") if status.get(key)]
+        return Blocker(pod, Reason.CONTAINER_FAILED, ": ".join(said) or "its containers ended")
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "")

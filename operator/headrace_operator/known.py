@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from headrace_operator import names
 from headrace_operator.adapters import adapter_statuses
@@ -18,6 +18,8 @@ from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Out
 
 SHOWN = 3
 """Blockers that a message names; the rest is counted."""
+OVERDUE = timedelta(seconds=60)
+"""After the time that Kubernetes itself gave a pod to end."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ def shortages(known: Known) -> list[str]:
 def blockers(pods: Iterable[Pod]) -> list[Blocker]:
     """What stands in the way of pods that shall stay, in the order of their names."""
     return [pod.blocker for pod in pods if pod.blocker is not None and not pod.going]
+
+
+def overdue(known: Known) -> list[Pod]:
+    """Pods that were to be gone a while ago. Something holds them: a node that is away, or somebody's finalizer."""
+    latest = known.now - OVERDUE
+    return [pod for pod in known.observed.pods if pod.ends is not None and pod.ends < latest]
 
 
 def listed(found: list[Blocker]) -> str:

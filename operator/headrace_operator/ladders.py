@@ -8,7 +8,7 @@ write. `status.py` is the only caller.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from headrace_operator import weights
+from headrace_operator import versions, weights
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import sentence
@@ -23,11 +23,13 @@ from headrace_operator.known import (
     gateway_deployment,
     joined_nodes,
     listed,
+    overdue,
     ready_of,
     rolled_out,
     shortages,
 )
 from headrace_operator.kvcache import disks
+from headrace_operator.state import Object
 
 
 class Judgement(NamedTuple):
@@ -152,6 +154,8 @@ def ray_ready(known: Known) -> Judgement:
     joined = joined_nodes(known)
     if joined < wanted.pods:
         told = f"{joined} of {wanted.pods} {wanted.counted} have joined Ray."
+        if strangers := versions.strangers_to_ray(known.observed.engines()):
+            told = f"{told} {strangers}: spec.engine.image and the head's image must hold the same."
         return Judgement("False", Reason.NODES_MISSING, told)
     return Judgement("True", Reason.NODES_JOINED, f"The head and {joined} {wanted.counted} are there.")
 
@@ -189,8 +193,15 @@ def gateway_ready(known: Known) -> Judgement:
         return Judgement("False", Reason.SECRET_NOT_FOUND, f"{ready}/{size} ready; {why}")
     if ready == 0:
         found = blockers(known.observed.gateways)
-        return Judgement("False", Reason.GATEWAY_NOT_READY, f"0/{size} ready" + (f"; {listed(found)}" if found else ""))
+        why = listed(found) or _no_pods(status)
+        return Judgement("False", Reason.GATEWAY_NOT_READY, f"0/{size} ready" + (f"; {why}" if why else ""))
     return Judgement("True", Reason.GATEWAY_ANSWERS, f"{ready}/{size} ready.")
+
+
+def _no_pods(status: Object) -> str:
+    """Why the Deployment's pods cannot be made: a quota, or an admission webhook. Only its controller was told."""
+    failed = [x for x in status.get("conditions") or () if x["type"] == "ReplicaFailure" and x["status"] == "True"]
+    return str(failed[0].get("message", "")) if failed else ""
 
 
 def kv_cache_ready(known: Known) -> Judgement:
@@ -260,9 +271,10 @@ def tried(known: Known) -> str:
     step = known.plan.canary if known.plan is not None and known.plan.trying else None
     if step is None:
         return ""
+    waits = f"; {step.waits}" if step.waits else ""
     if step.since is None:
-        return f" Canary: step {step.step} % begins once its engines are ready."
-    return f" Canary: {step.share} % of requests go to it{f'; {step.waits}' if step.waits else ''}."
+        return f" Canary: the step of {step.step} % begins once its engines are ready{waits}."
+    return f" Canary: {step.share} % of requests go to it{waits}."
 
 
 def rollout_failed(known: Known) -> Judgement | None:
@@ -291,6 +303,8 @@ HARD = frozenset(
         Reason.SIGNATURE_INVALID,
         Reason.DIGEST_MISMATCH,
         Reason.ENGINE_MISSING,
+        Reason.ENGINE_TOO_OLD,
+        Reason.CONNECTOR_MISSING,
         Reason.LOADER_MISSING,
         Reason.RAY_MISSING,
         Reason.RUNTIME_MISSING,
@@ -316,6 +330,13 @@ def degraded(known: Known) -> Judgement:
     found = [b for b in blockers(known.observed.pods) if b.reason in HARD]
     if found:
         return Judgement("True", found[0].reason, listed(found))
+    if held := overdue(known):
+        told = ", ".join(f"{pod.name} on {pod.node or 'no node'}" for pod in held[:SHOWN])
+        return Judgement("True", Reason.END_OVERDUE, f"told to end and not gone: {told}; see its node and finalizers")
+    wanted = known.wanted
+    if wanted is not None and (told := versions.differing(known.observed.engines(), wanted.revision)):
+        why = f"engines of revision {wanted.revision} have {told}; name spec.engine.image by its digest"
+        return Judgement("True", Reason.VERSIONS_DIFFER, why)
     lacking = [f"adapter {adapter.name}: {adapter.message}" for adapter in known.adapters if adapter.message]
     if lacking:
         return Judgement("True", Reason.ADAPTER_FAILED, "; ".join(lacking[:SHOWN]))

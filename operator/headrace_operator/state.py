@@ -90,6 +90,8 @@ class Pod:
     ready: bool = False
     going: bool = False
     """It has been told to end."""
+    ends: datetime | None = None
+    """When it is to be gone, if it has been told to end."""
     failed: bool = False
     """Its phase is final: evicted, node lost, out of memory as a whole. It will never run again."""
     ip: str = ""

@@ -1,11 +1,14 @@
 """Given this trouble: does the status name it? The real pass over the cluster and the runtime in memory."""
 
+from datetime import timedelta
+
 import pytest
 
+from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.state import Object
 from headrace_operator.testing import DIGEST, Sample, Scene, agent, running
-from headrace_runtime.contract import WeightsState
+from headrace_runtime.contract import RayState, WeightsState
 
 
 async def ready(sample: Sample | None = None) -> Scene:
@@ -82,6 +85,34 @@ HANGING: dict[str, tuple[Object, list[Object], str, str]] = {
         "ContainerFailed",
         "OOMKilled",
     ),
+    "an init container ends again and again": (
+        pending(
+            initContainerStatuses=[
+                {
+                    "name": "fetch-certificates",
+                    "restartCount": 3,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                    "lastState": {"terminated": {"exitCode": 2, "reason": "Error"}},
+                }
+            ],
+            containerStatuses=[{"name": "engine", "state": {"waiting": {"reason": "PodInitializing"}}}],
+        ),
+        [],
+        "ContainerFailed",
+        "container fetch-certificates ended with exit code 2",
+    ),
+    "a volume that the user added is not there": (
+        pending(),
+        [{"reason": "FailedMount", "message": 'MountVolume.SetUp failed for volume "certificates" : /secret/path'}],
+        "VolumeNotMounted",
+        "volume certificates cannot be mounted",
+    ),
+    "a disk cannot be attached": (
+        pending(),
+        [{"reason": "FailedAttachVolume", "message": 'Multi-Attach error for volume "pvc-1": already used'}],
+        "VolumeNotMounted",
+        "volume pvc-1",
+    ),
 }
 
 
@@ -102,11 +133,121 @@ async def test_a_pod_that_hangs_is_named_with_its_cause(sentence: str) -> None:
     assert words in roles["message"]
     assert "/secret/path" not in str(scene.status)
     assert scene.reason(c.READY) == reason
-    assert scene.condition(c.DEGRADED) == "True"
+    # A volume may come with time; nothing else of these does.
+    assert scene.condition(c.DEGRADED) == str(reason != "VolumeNotMounted")
 
 
 @pytest.mark.parametrize(
-    "reason", ["ModelNotFound", "DigestMismatch", "EngineMissing", "LoaderMissing", "RayMissing", "RestartBudgetSpent"]
+    ("reason", "message"),
+    [
+        ("Evicted", "The node was low on resource: memory."),
+        ("UnexpectedAdmissionError", "Allocate failed: requested number of devices unavailable for nvidia.com/gpu"),
+    ],
+)
+async def test_a_pod_that_its_node_gave_up_is_told_with_the_nodes_words(reason: str, message: str) -> None:
+    scene = await ready(Sample().split(1, 2))
+    pod = scene.pods(role="decode")[0]
+    scene.cluster.set_status("Pod", "demo", pod, {"phase": "Failed", "reason": reason, "message": message})
+    await scene.reconcile()
+    degraded = scene.judged(c.DEGRADED)
+    assert (degraded["status"], degraded["reason"]) == ("True", "ContainerFailed")
+    assert f"{pod}: ContainerFailed: {reason}: {message}" in degraded["message"]
+    await scene.settle()
+    assert scene.condition(c.READY) == "True"
+
+
+async def test_gateway_pods_that_a_quota_forbids_are_told_in_the_words_of_the_cluster() -> None:
+    scene = await ready()
+    generation = scene.cluster.objects["Deployment", "demo", "chat-gateway"]["metadata"]["generation"]
+    words = 'pods "chat-gateway-x" is forbidden: exceeded quota: team, requested: pods=1, used: pods=4, limited: pods=4'
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": words}
+    status = {"observedGeneration": generation, "readyReplicas": 0, "conditions": [refused]}
+    scene.cluster.set_status("Deployment", "demo", "chat-gateway", status)
+    for (kind, _, name), obj in list(scene.cluster.objects.items()):
+        if kind == "Pod" and obj["metadata"]["labels"].get(names.COMPONENT) == "gateway":
+            scene.cluster.remove(kind, "demo", name)
+    await scene.reconcile()
+    assert words in scene.judged(c.GATEWAY_READY)["message"]
+    assert words in scene.judged(c.READY)["message"]
+
+
+async def test_a_pod_that_does_not_end_is_named() -> None:
+    scene = await ready(Sample().split(1, 2))
+    pod = scene.pods(role="decode")[0]
+    obj = scene.cluster.objects["Pod", "demo", pod]
+    told = (scene.clock + timedelta(seconds=30)).isoformat()
+    held = {
+        **obj,
+        "metadata": {**obj["metadata"], "deletionTimestamp": told},
+        "spec": {**obj["spec"], "nodeName": "n7"},
+    }
+    scene.cluster.put(held)
+    await scene.reconcile()
+    assert scene.reason(c.DEGRADED) != "EndOverdue"
+    scene.clock += timedelta(seconds=95)
+    await scene.reconcile()
+    assert scene.reason(c.DEGRADED) == "EndOverdue"
+    assert f"{pod} on n7" in scene.judged(c.DEGRADED)["message"]
+
+
+async def test_engines_of_one_revision_with_two_versions_are_told_apart() -> None:
+    scene = await ready()
+    for address, state in scene.runtime.states.items():
+        version = "0.99.1" if "decode" in state.pod else "0.32.0"
+        scene.runtime.states[address] = state.model_copy(update={"engine_version": version})
+    await scene.reconcile()
+    degraded, (pod,) = scene.judged(c.DEGRADED), scene.pods(role="decode")
+    assert (degraded["status"], degraded["reason"]) == ("True", "VersionsDiffer")
+    assert f"0.99.1 ({pod})" in degraded["message"]
+    assert scene.condition(c.READY) == "True"
+
+
+async def test_an_engine_whose_ray_is_another_than_the_heads_is_told_with_both() -> None:
+    scene = await ready()
+    (pod,) = scene.pods(role="decode")
+    (address,) = (at for at, state in scene.runtime.states.items() if state.pod == pod)
+    stranger = RayState(joined=False, version="2.61.0", restarts=4)
+    scene.runtime.states[address] = scene.runtime.states[address].model_copy(update={"ray": stranger})
+    await scene.reconcile()
+    ray = scene.judged(c.RAY_READY)
+    assert (ray["status"], ray["reason"]) == ("False", "NodesMissing")
+    assert f"{pod} has Ray 2.61.0, those that joined have 2.60.0" in ray["message"]
+
+
+async def test_an_image_that_will_not_do_stops_a_rollout_at_the_first_pod_of_each_role() -> None:
+    sample = Sample().split(2, 3)
+    scene = await ready(sample)
+    before = set(scene.pods())
+    scene.edit(sample.set("engine.image", "example.org/engine:old"))
+    await scene.reconcile()
+    new = set(scene.pods()) - before
+    assert sorted(pod.split("-")[1] for pod in new) == ["decode", "prefill"]
+    scene.kubelet()
+    message = "the image has vLLM 0.9.2; 0.32 or a later one is needed: set spec.engine.image to one that carries it"
+    for pod in new:
+        address = scene.cluster.objects["Pod", "demo", pod]["status"]["podIP"]
+        said = {"phase": "Failed", "reason": "EngineTooOld", "message": message, "ready_seconds": None}
+        scene.runtime.states[address] = scene.runtime.states[address].model_copy(update=said)
+        scene.cluster.set_status("Pod", "demo", pod, running(address, ready=False))
+    await scene.settle()
+    assert set(scene.pods()) == before | new
+    assert scene.condition(c.READY) == "True"
+    degraded = scene.judged(c.DEGRADED)
+    assert (degraded["status"], degraded["reason"]) == ("True", "EngineTooOld")
+    assert f"{min(new)}: EngineTooOld: {message}" in degraded["message"]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ModelNotFound",
+        "DigestMismatch",
+        "EngineMissing",
+        "ConnectorMissing",
+        "LoaderMissing",
+        "RayMissing",
+        "RestartBudgetSpent",
+    ],
 )
 async def test_what_an_agent_says_reaches_the_status(reason: str) -> None:
     scene = Scene(Sample().split())

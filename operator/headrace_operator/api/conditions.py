@@ -92,6 +92,8 @@ class Reason:
     ENGINES_READY: Final = "EnginesReady"
     ENGINES_STARTING: Final = "EnginesStarting"
     ENGINE_MISSING: Final = "EngineMissing"
+    ENGINE_TOO_OLD: Final = "EngineTooOld"
+    CONNECTOR_MISSING: Final = "ConnectorMissing"
     LOADER_MISSING: Final = "LoaderMissing"
     RAY_MISSING: Final = "RayMissing"
     RUNTIME_MISSING: Final = "RuntimeMissing"
@@ -121,6 +123,13 @@ class Reason:
     KEY_MISSING: Final = "KeyMissing"
     WEIGHTS_UNVERIFIED: Final = "WeightsUnverified"
 
+    # ScalingActive.
+    SIZED: Final = "Sized"
+    FIGURES_MISSING: Final = "FiguresMissing"
+    TARGET_OUT_OF_REACH: Final = "TargetOutOfReach"
+    CAP_TOO_SMALL: Final = "CapTooSmall"
+    DRY_RUN: Final = "DryRun"
+
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"
     CREATING: Final = "Creating"
@@ -133,6 +142,8 @@ class Reason:
 
     # Degraded.
     AS_WANTED: Final = "AsWanted"
+    END_OVERDUE: Final = "EndOverdue"
+    VERSIONS_DIFFER: Final = "VersionsDiffer"
     BELOW_WANTED: Final = "BelowWanted"
     ADAPTER_FAILED: Final = "AdapterFailed"
 

@@ -10,7 +10,7 @@ Phase = Literal[
 Reason = Literal[
     "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "FilesDamaged", "SignatureInvalid",
     "DigestMismatch",
-    "EngineMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
+    "EngineMissing", "EngineTooOld", "ConnectorMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
     "RestartBudgetSpent", "RanksMissing", "RankLost",
 ]  # fmt: skip
 
