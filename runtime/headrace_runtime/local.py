@@ -13,9 +13,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +62,11 @@ class Part:
 
 
 def ports_needed(contract: LocalContract) -> int:
-    """Three for each node and the head (its control store is one of them), two for the gateway."""
-    return PORTS_PER_PLACE * (len(contract.nodes) + (contract.head is not None)) + 2
+    """Three for each pod and the head (its control store is one of them), one more where the pods of an engine meet,
+    two for the gateway."""
+    pods = [node.engine.parallelism.pods for node in contract.nodes]
+    places = sum(pods) + (contract.head is not None)
+    return PORTS_PER_PLACE * places + sum(number > 1 for number in pods) + 2
 
 
 def lay_out(contract: LocalContract, model: Path | None, ports: Sequence[int], folder: Path) -> list[Part]:
@@ -80,12 +84,18 @@ def lay_out(contract: LocalContract, model: Path | None, ports: Sequence[int], f
         parts.append(Part("head", contract.head.model_copy(update=update), place))
         head_address = f"{place.address}:{place.engine_port}"
     endpoints = []
+    addresses = (f"127.0.0.{3 + number}" for number in count()) if contract.head else repeat(LOOPBACK)
     for index, node in enumerate(contract.nodes):
-        address = f"127.0.0.{3 + index}" if contract.head else LOOPBACK
-        place = _place(f"{node.role}-{index}", address, [next(given) for _ in range(PORTS_PER_PLACE)], folder)
         ray = node.ray and node.ray.model_copy(update={"address": head_address or node.ray.address, "token_file": None})
-        changed = node.model.model_copy(update={"path": str(model)} if model else {})
-        parts.append(Part("node", node.model_copy(update={"ray": ray, "model": changed}), place))
+        model_there = node.model.model_copy(update={"path": str(model)} if model else {})
+        changed = node.model_copy(update={"ray": ray, "model": model_there})
+        names = [f"{node.role}-{index}" + (f"-r{rank}" if rank else "") for rank in range(node.engine.parallelism.pods)]
+        places = [
+            _place(name, next(addresses), [next(given) for _ in range(PORTS_PER_PLACE)], folder) for name in names
+        ]
+        places = _as_ranks(places, given) if len(places) > 1 else places
+        parts += [Part("node", changed, place) for place in places]
+        place = places[0]
         url = f"http://{place.address}:{place.engine_port}"
         events = kv_events_of(place) if node.engine.kv_events else None
         endpoints.append(Endpoint(name=place.name, url=url, role=node.role, revision=node.revision, kv_events=events))
@@ -105,6 +115,14 @@ def _place(name: str, address: str, ports: Sequence[int], folder: Path) -> Place
         kv_transfer_port=transfer,
         run_dir=str(folder / name),
     )
+
+
+def _as_ranks(places: Sequence[Place], ports: Iterator[int]) -> list[Place]:
+    """The places of one engine, each told which it is, and all but the first where that one's agent is."""
+    first = places[0].model_copy(update={"gang_port": next(ports)})
+    leader = f"{first.address}:{first.agent_port}"
+    others = [one.model_copy(update={"rank": rank, "leader": leader}) for rank, one in enumerate(places[1:], 1)]
+    return [first, *others]
 
 
 def _phase(part: Part, state: dict[str, Any]) -> str:

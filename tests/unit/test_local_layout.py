@@ -13,6 +13,7 @@ from headrace_runtime.contract import (
     KvEvents,
     LocalContract,
     NodeContract,
+    Parallelism,
     RayNode,
 )
 from headrace_runtime.local import free_ports, lay_out, ports_needed
@@ -96,3 +97,25 @@ def test_the_gateway_hears_engines_on_loopback_by_socket_files() -> None:
         publish=f"ipc://{FOLDER}/prefill-0/kv-events", replay=f"ipc://{FOLDER}/prefill-0/kv-replay"
     )
     assert decode.kv_events is None
+
+
+def test_the_pods_of_one_engine_are_places_that_find_the_first_and_the_gateway_knows_that_one() -> None:
+    contract = with_ray(example("pd"))
+    first, other = contract.nodes
+    engine = first.engine.model_copy(update={"parallelism": Parallelism(tensor=2, pods=2)})
+    contract = contract.model_copy(update={"nodes": (first.model_copy(update={"engine": engine}), other)})
+    parts = lay_out(contract, None, range(1000, 1000 + ports_needed(contract)), FOLDER)
+    _, one, two, alone, gateway = parts
+    assert [(part.place.name, part.place.rank) for part in (one, two, alone)] == [
+        ("prefill-0", 0),
+        ("prefill-0-r1", 1),
+        ("decode-1", 0),
+    ]
+    assert two.place.leader == f"{one.place.address}:{one.place.agent_port}"
+    assert len({part.place.address for part in parts[:-1]}) == 4
+    assert isinstance(gateway.contract, GatewayContract)
+    assert isinstance(gateway.contract.discovery, FixedDiscovery)
+    assert [endpoint.name for endpoint in gateway.contract.discovery.endpoints] == ["prefill-0", "decode-1"]
+    ports = [p for o in parts[:-1] for p in (o.place.engine_port, o.place.agent_port, o.place.kv_transfer_port)]
+    ports += [one.place.gang_port, gateway.contract.port, gateway.contract.admin_port]
+    assert sorted(ports) == list(range(1000, 1000 + ports_needed(contract)))

@@ -82,8 +82,6 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
     nodes = []
     for role in effective_roles(subject.spec):
         written = node(subject, role, revision)
-        if role.parallelism.pods > 1:
-            raise ValueError("spec.parallelism.pods: here an engine is one process: remove it")
         there = [one.model_copy(update={"path": node_folder(one.source) or ""}) for one in written.model.adapters]
         cache = written.model.cache and written.model.cache.model_copy(
             update={"path": subject.defaults.model_cache_path}
