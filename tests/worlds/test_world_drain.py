@@ -56,6 +56,21 @@ async def test_the_only_engine_of_a_role_answers_on_until_its_successor_does() -
     assert (scene.condition(c.READY), scene.pods(role="decode")) == ("True", [successor])
 
 
+async def test_one_that_the_operator_ended_is_kept_should_the_other_fail_meanwhile() -> None:
+    scene = await ready(Sample().split(1, 2))
+    graceful(scene)
+    scene.edit(Sample().split(1, 1))
+    await scene.reconcile()
+    other, leaving = scene.pods(role="decode")
+    address = scene.cluster.objects["Pod", "demo", leaving]["status"]["podIP"]
+    assert "deletionTimestamp" in scene.cluster.objects["Pod", "demo", leaving]["metadata"]
+    await scene.reconcile()
+    assert scene.runtime.stays == []
+    scene.cluster.set_status("Pod", "demo", other, running("10.0.9.9", ready=False))
+    await scene.reconcile()
+    assert scene.runtime.stays == [address]
+
+
 async def test_an_engine_that_its_role_can_spare_is_not_asked() -> None:
     scene = await ready(Sample().split(1, 2).set("rollout", {"maxUnavailable": 1}))
     for role in ("prefill", "decode"):

@@ -8,6 +8,7 @@ on nothing but what is seen now: sizes of zero, as those of a suspended deployme
 
 from collections.abc import Iterable, Iterator
 
+from headrace_operator.gangs import whole
 from headrace_operator.state import Plan, Pod
 
 
@@ -17,7 +18,7 @@ def needed_still(plan: Plan, engines: Iterable[Pod], unavailable: int) -> tuple[
     `unavailable`: engines of a role that a rollout may take. Those of the plan's revision come first. An engine over
     several pods is not among them: its ranks end together, and one that is evicted cannot wait for the others.
     """
-    there = list(engines)
+    there = whole(engines)
     return tuple(pod for role, size in plan.sizes.items() for pod in _of_role(plan, there, role, size - unavailable))
 
 
