@@ -165,6 +165,11 @@ class Cluster:
     def operator_pods(self) -> dict[str, Pod]:
         return self.listed(demo.SYSTEM_NAMESPACE, OPERATOR)
 
+    def leader(self) -> str:
+        """The operator that works, as the Lease names it: its pod, `_`, and what no other process has."""
+        lease = self.get(f"/apis/coordination.k8s.io/v1/namespaces/{demo.SYSTEM_NAMESPACE}/leases/{demo.RELEASE}")
+        return str(lease["spec"].get("holderIdentity") or "")
+
     def dns_pods(self) -> dict[str, Pod]:
         return self.listed(*DNS)
 

@@ -211,12 +211,14 @@ def _again(cluster: "Cluster", component: str, pod: Pod) -> bool:
 
 
 def kill_operator(cluster: "Cluster", _: str) -> Blow:
-    (pod,) = cluster.operator_pods().values()
+    leader = cluster.leader()
+    pod = cluster.operator_pods()[leader.rpartition("_")[0]]
     at = _kill_pods_processes(pod, "headrace")
 
     def whole() -> bool:
         now = cluster.operator_pods()[name(pod)]
-        return restarts(now) > restarts(pod) and is_ready(now) and cluster.status(c.READY) == "True"
+        back = restarts(now) > restarts(pod) and is_ready(now)
+        return back and cluster.leader() not in ("", leader) and cluster.status(c.READY) == "True"
 
     return Blow(name(pod), detected=lambda: False, whole=whole, at=at)
 
