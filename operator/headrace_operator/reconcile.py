@@ -25,7 +25,7 @@ from headrace_operator.known import Known, rolled_out, shortages
 from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
 from headrace_operator.observe import observe, read_figures
 from headrace_operator.plan import make_plan
-from headrace_operator.plan.canary import Trial, Verdict, judge, told
+from headrace_operator.plan.canary import WHOLE, Trial, Verdict, judge, told
 from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
@@ -120,7 +120,7 @@ async def _verdict(
     """Whether the canary's step is passed. Gateways are asked for their figures only where one is under way."""
     said = previous.revision
     step = said.canary if said is not None else None
-    if spec.rollout.canary is None or said is None or said.current is None or step is None or step.since is None:
+    if spec.rollout.canary is None or said is None or said.current is None or step is None or step.step == WHOLE:
         return Verdict("None")
     revision, share = engine_revision(spec, observed.manifest), told(step)
     if revision in (said.failed, said.current) or revision != step.revision or spec.paused:

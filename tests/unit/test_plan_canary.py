@@ -97,14 +97,29 @@ def test_time_counts_where_the_share_has_held_longest() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        STEP.model_copy(update={"since": None}),
         STEP.model_copy(update={"step": 100}),
         STEP.model_copy(update={"revision": "other"}),
     ],
 )
-def test_judges_nothing_but_a_step_that_has_begun(step: CanaryStep) -> None:
+def test_judges_nothing_but_a_step_of_the_revision_that_is_tried(step: CanaryStep) -> None:
     found = judge(CANARY, step, "old", [window(figures(200, 200), figures(1800))], "new")
     assert found.state == "None"
+
+
+def test_waits_until_every_gateway_has_heard_that_it_gets_nothing() -> None:
+    announced = STEP.model_copy(update={"share": 0, "since": None})
+    nothing = Window(0.0)
+    for windows in ((), (None,), (nothing, None)):
+        found = judge(CANARY, announced, "old", windows, "new")
+        assert (found.state, bool(found.message)) == ("None", True)
+    assert judge(CANARY, announced, "old", (nothing, nothing), "new") == Verdict("Going")
+
+
+def test_may_fail_but_not_pass_while_the_engines_of_its_next_step_start() -> None:
+    between = STEP.model_copy(update={"since": None})
+    good, bad = window(figures(200), figures(1800), 999), window(figures(200, 100), figures(1800), 5)
+    assert judge(CANARY, between, "old", [good], "new") == Verdict("Going", 10)
+    assert judge(CANARY, between, "old", [bad], "new").state == "Failed"
 
 
 @settings(deadline=None)

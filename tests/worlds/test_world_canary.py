@@ -160,11 +160,18 @@ async def test_a_new_revision_gets_its_share_step_by_step_with_the_engines_for_i
     assert any("TTFT p95" in message for _, reason, message in scene.cluster.events if reason == "CanaryPassed")
 
 
-async def test_no_request_goes_to_it_before_its_engines_are_there() -> None:
-    scene, gateways, _ = await rolling()
-    await scene.reconcile()
+async def test_no_engine_of_it_is_made_before_every_gateway_has_heard_that_it_gets_nothing() -> None:
+    scene, gateways, old = await rolling()
+    gateways.away = True
+    for _ in range(3):
+        await turn(scene, gateways)
+    assert (count(scene, old), len(scene.pods())) == (4, 4)
     assert gateways.share is not None
     assert (gateways.share.percent, step(scene)["step"], step(scene).get("since")) == (0, 25, None)
+    assert "have yet to hear" in scene.judged(c.PROGRESSING)["message"]
+    gateways.away = False
+    await turn(scene, gateways)
+    assert (len(scene.pods()), gateways.share.percent) == (5, 0)
 
 
 async def test_one_that_fails_its_requests_goes_back_at_once_and_says_by_what_figures() -> None:
@@ -292,11 +299,10 @@ async def test_an_operator_that_starts_anew_goes_on_from_the_same_step() -> None
 
 async def test_a_pass_that_ends_before_its_status_is_written_begins_the_step_again() -> None:
     scene, gateways, _ = await rolling()
-    await scene.reconcile()
-    scene.kubelet()
     status = dict(scene.status)
-    await scene.reconcile()
-    assert "since" in step(scene)
+    while "since" not in step(scene):
+        status = dict(scene.status)
+        await turn(scene, gateways)
     scene.cluster.set_status(names.KIND, "demo", "chat", status)
     await until(scene, gateways, 25)
     assert gateways.share is not None

@@ -1,14 +1,15 @@
 """A new revision on a share of the requests: which step holds, how many engines it needs, and whether it was passed.
 Pure.
 
-Called by reconcile (`judged`, before the target is chosen) and by `make_plan` (`stand`). What has to be remembered is
+Called by reconcile (`judge`, before the target is chosen) and by `make_plan` (`stand`). What has to be remembered is
 the step and since when it holds, in the status; what was counted since is with the gateways, which put aside what they
 counted before a step began. So an operator that starts anew, and a gateway that does, lose nothing but figures.
 
-A step begins once every role has the new engines that its share needs. It is judged by figures of that step alone: the
-new revision against the current one, at the same time and by the same clients. Errors may end it at any time. It is
-passed when a gateway has held it for the interval, all gateways have told their figures, and none of them shows it
-worse; with too few requests to compare, by time alone, which is said.
+Gateways hear first that the new revision gets nothing; then its engines are made. A step begins once every role has
+the new engines that its share needs. It is judged by figures of that step alone: the new revision against the current
+one, at the same time and by the same clients. Errors may end it at any time. It is passed when a gateway has held it
+for the interval, all gateways have told their figures, and they do not show it to be worse; with too few requests to
+compare, by time alone, which is said.
 """
 
 import math
@@ -41,7 +42,8 @@ DOUBT: Final = 1e-4
 
 
 class Verdict(NamedTuple):
-    """None: there is no canary to judge. Going: not yet, or waits for what the message says."""
+    """None: there is nothing to judge, or gateways have yet to hear of the canary. Going: not yet, or waits for what
+    the message says."""
 
     state: Literal["None", "Going", "Passed", "Failed"]
     share: int = 0
@@ -68,17 +70,20 @@ def told(step: CanaryStep) -> CanaryShare:
 def judge(canary: Canary, step: CanaryStep, current: str, windows: Sequence[Window | None], revision: str) -> Verdict:
     """The step that holds. `windows`: of each gateway since the step began there, None where it is unknown; `revision`
     is the one that is tried, `current` the one it is compared with."""
-    if step.revision != revision or step.step >= WHOLE or step.since is None:
+    if step.revision != revision or step.step >= WHOLE:
         return Verdict("None")
     known = [window for window in windows if window is not None]
     found = merged(known)
+    if step.share == 0:
+        heard = found is not None and len(known) == len(windows)
+        return Verdict("Going") if heard else Verdict("None", 0, "gateways have yet to hear that it gets no requests")
     if found is None:
         return Verdict("Going", step.share, "no gateway has told its figures of this step yet")
     new, old = found.of_revision(revision), found.of_revision(current)
     told = compared(step, new, old)
     if fails_more(new, old):
         return Verdict("Failed", step.share, f"more errors: {told}")
-    if found.seconds < canary.interval.seconds:
+    if step.since is None or found.seconds < canary.interval.seconds:
         return Verdict("Going", step.share)
     if len(known) < len(windows):
         missing = f"{len(windows) - len(known)} of {len(windows)} gateways have not told their figures"
@@ -187,9 +192,11 @@ def stand(trial: Trial, rolling: Rolling, now: datetime) -> Stand | None:
     step = before or _next(trial.canary, CanaryStep(revision=rolling.revision, step=0, share=0), "")
     if verdict.state == "Passed":
         step = _next(trial.canary, step, verdict.message)
-    elif verdict.state == "Going":
+    else:
         step = step.model_copy(update={"waits": verdict.message})
-    return Stand(step, None) if step.step >= WHOLE else _holding(rolling, step, now)
+    if step.step >= WHOLE:
+        return Stand(step, None)
+    return _holding(rolling, step, now, heard=verdict.state != "None")
 
 
 def hold(size: int, share: int, surge: int) -> Hold:
@@ -205,12 +212,15 @@ def _next(canary: Canary, step: CanaryStep, message: str) -> CanaryStep:
     return CanaryStep(revision=step.revision, step=following, share=share, message=message)
 
 
-def _holding(rolling: Rolling, step: CanaryStep, now: datetime) -> Stand:
+def _holding(rolling: Rolling, step: CanaryStep, now: datetime, *, heard: bool) -> Stand:
     holds = {role: hold(size, step.step, rolling.bounds.surge) for role, size in rolling.sizes.items() if size}
     alone = [role for role, both in holds.items() if not both.old]
     if alone:
         why = f"no share can be held: with maxSurge 0 the one engine of {alone[0]} is of either revision"
         return Stand(step.model_copy(update={"step": WHOLE, "share": WHOLE, "message": why}), None)
+    if step.share == 0 and not heard:
+        # An engine that is ready before they have heard would be given requests like any other.
+        return Stand(step, told(step), {role: Hold(0, size) for role, size in rolling.sizes.items() if size})
     if step.since is None and all(rolling.ready(role) >= both.new for role, both in holds.items()):
         fits = min(100 * both.new // rolling.sizes[role] for role, both in holds.items())
         step = step.model_copy(update={"since": now.replace(microsecond=0), "share": min(step.step, fits)})
