@@ -218,8 +218,8 @@ class Follower:
         return ""
 
     async def load(self, seconds: float) -> Load | None:
-        """Needed for as long as the life lasts: rank 0 ends it when no request is left."""
-        return Load(requests=float(bool(self._runs)), progress=0.0)
+        """Needed for as long as the life lasts: rank 0 ends it when no request is left. It alone counts requests."""
+        return Load(requests=0.0, progress=0.0, kv_used=float(bool(self._runs)))
 
 
 def _first(problems: Iterable[str]) -> str:
