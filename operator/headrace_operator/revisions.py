@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -140,13 +141,13 @@ async def _read(cluster: "KubernetesCluster", ref: Ref) -> tuple[Object, dict[st
     return obj, records(child for child in children if ours.owns(child))
 
 
-def _call(work: "Callable[[KubernetesCluster], Awaitable[T]]") -> T:
+def _call(kubeconfig: Path | None, work: "Callable[[KubernetesCluster], Awaitable[T]]") -> T:
     """Do something in the caller's cluster; what fails is told in a sentence."""
     # Here, so that `plan` needs no client.
     from headrace_operator.cluster.client import KubernetesCluster  # noqa: PLC0415
 
     async def connected() -> T:
-        async with await KubernetesCluster.connect() as cluster:
+        async with await KubernetesCluster.connect(kubeconfig=kubeconfig) as cluster:
             return await work(cluster)
 
     try:
@@ -160,13 +161,19 @@ def _call(work: "Callable[[KubernetesCluster], Awaitable[T]]") -> T:
 namespace_option = click.option(
     "-n", "--namespace", default="default", show_default=True, help="Namespace of the deployment."
 )
+kubeconfig_option = click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Default: the service account of a pod, or else $KUBECONFIG, or ~/.kube/config.",
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 
 
 @click.command()
 @click.argument("name")
 @namespace_option
-def history(name: str, namespace: str) -> None:
+@kubeconfig_option
+def history(name: str, namespace: str, kubeconfig: Path | None) -> None:
     """Show the revisions of the InferenceDeployment NAME that can be gone back to.
 
     CHANGED names fields that differ from the revision above.
@@ -176,15 +183,16 @@ def history(name: str, namespace: str) -> None:
         for line in lines(*await _read(cluster, Ref(namespace, name, ""))):
             click.echo(line)
 
-    _call(show)
+    _call(kubeconfig, show)
 
 
 @click.command()
 @click.argument("name")
 @namespace_option
+@kubeconfig_option
 @click.option("--to", metavar="REVISION", help="A revision, or its number. Default: the last other one that was good.")
 @dry_run_option
-def rollback(name: str, namespace: str, to: str | None, dry_run: bool) -> None:
+def rollback(name: str, namespace: str, kubeconfig: Path | None, to: str | None, dry_run: bool) -> None:
     """Put an earlier revision of the InferenceDeployment NAME back into its spec.
 
     Only what engines are made from changes; sizes, limits and the like stay. Whoever else writes the spec, a GitOps
@@ -204,14 +212,15 @@ def rollback(name: str, namespace: str, to: str | None, dry_run: bool) -> None:
         done = "would go back" if dry_run else "goes back"
         click.echo(f"{name} {done} to revision {back.record.revision}")
 
-    _call(go_back)
+    _call(kubeconfig, go_back)
 
 
 @click.command()
 @click.argument("name")
 @namespace_option
+@kubeconfig_option
 @dry_run_option
-def restart(name: str, namespace: str, dry_run: bool) -> None:
+def restart(name: str, namespace: str, kubeconfig: Path | None, dry_run: bool) -> None:
     """Replace every engine of the InferenceDeployment NAME, one after the other, as in a rollout.
 
     Sets spec.rollout.restartedAt to the time of the call.
@@ -226,4 +235,4 @@ def restart(name: str, namespace: str, dry_run: bool) -> None:
             await cluster.edit(obj, {"spec": {"rollout": {"restartedAt": now}}})
         click.echo(f"{name}: its engines {'would be' if dry_run else 'are'} replaced one after the other")
 
-    _call(mark)
+    _call(kubeconfig, mark)

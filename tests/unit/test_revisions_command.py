@@ -122,7 +122,9 @@ def test_a_merge_patch_makes_the_one_of_the_other_and_names_no_more(before: Obje
 
 @pytest.mark.parametrize("command", ["history", "rollback", "restart"])
 def test_where_there_is_no_cluster_it_is_said_in_a_sentence(command: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, [command, "chat"], env={"KUBECONFIG": str(tmp_path / "none")})
+    empty = tmp_path / "config"
+    empty.write_text("{}")
+    result = CliRunner().invoke(main, [command, "chat", "--kubeconfig", str(empty)])
     assert result.exit_code == 1
     assert "kubeconfig" in result.output
     assert "Traceback" not in result.output
