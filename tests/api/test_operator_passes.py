@@ -187,7 +187,7 @@ async def test_everything_is_owned_by_the_deployment_and_applied_by_us(stage: St
     await stage.apply(Sample().split(1, 1))
     await stage.settle()
     children = [obj for obj in await stage.children() if obj["metadata"]["name"] != "chat-gateway-0"]
-    assert len(children) == 13
+    assert len(children) == 15
     for obj in children:
         (owner,) = obj["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"]) == (stage.ref.uid, True)
@@ -303,12 +303,12 @@ async def test_a_new_revision_replaces_the_old_one_and_leaves_nothing_behind(sta
 async def test_a_spec_that_got_past_the_server_is_shown_whole_and_the_next_good_one_recovers(stage: Stage) -> None:
     await stage.apply(Sample().serve())
     await stage.settle()
-    await stage.apply(Sample().serve().set("observability", {"podMonitor": True}).set("ray.gcs.backend", "Redis"))
+    await stage.apply(Sample().serve().set("observability", {"podMonitor": True}).set("networkPolicy.mode", "DefaultDeny"))
     await stage.reconcile()
     accepted = await stage.judged(c.ACCEPTED)
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
     assert "spec.observability" in accepted["message"]
-    assert "spec.ray.gcs.backend" in accepted["message"]
+    assert "spec.networkPolicy.mode" in accepted["message"]
     await stage.apply(Sample().serve())
     await stage.settle()
     assert (await stage.judged(c.READY))["status"] == "True"
