@@ -126,10 +126,14 @@ def test_may_fail_but_not_pass_while_the_engines_of_its_next_step_start() -> Non
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(0.001, 0.999))
 def test_the_chance_of_errors_is_that_of_the_binomial(errors: int, more: int, rate: float) -> None:
     requests = errors + more
-    exact = math.fsum(
-        math.comb(requests, k) * rate**k * (1 - rate) ** (requests - k) for k in range(errors, requests + 1)
-    )
-    assert at_least(errors, requests, rate) == pytest.approx(min(1.0, exact), abs=1e-9)
+    terms = (math.comb(requests, k) * rate**k * (1 - rate) ** (requests - k) for k in range(errors, requests + 1))
+    expected = 1.0 if errors <= requests * rate else math.fsum(terms)
+    assert at_least(errors, requests, rate) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_chance_of_many_errors_is_soon_told() -> None:
+    assert at_least(900_000, 1_000_000, 0.01) == 0.0
+    assert 1e-12 < at_least(10_700, 1_000_000, 0.01) < 1e-10
 
 
 @settings(deadline=None)

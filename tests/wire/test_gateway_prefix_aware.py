@@ -195,3 +195,13 @@ async def test_a_gateway_that_is_told_to_be_prefix_aware_begins_to_listen_and_en
         live.contract = live.contract.model_copy(update={"routing": "RoundRobin"})
         await until(lambda: not any(w.index.timely(name) for name in w.publishers))
         assert {(await w.ask())["x-headrace-decode"] for _ in range(2)} == {"serve-0", "serve-1"}
+
+
+async def test_the_share_of_prompts_that_engines_hold_is_counted(tmp_path: Path) -> None:
+    async with world(tmp_path, "serve-0") as w:
+        await w.ask()
+        await w.holds("serve-0", PROMPT[:80])
+        await w.ask()
+        (seen,) = w.gateway._telemetry.figures.reading(0, 0, 0.0).roles
+        assert (seen.prompts, seen.looked_up_tokens) == (2, 2 * len(PROMPT))
+        assert seen.cached_tokens >= 80

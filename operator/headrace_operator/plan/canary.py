@@ -104,21 +104,22 @@ def judge(canary: Canary, step: CanaryStep, current: str, windows: Sequence[Wind
 def fails_more(new: RevisionFigures, old: RevisionFigures) -> bool:
     """Whether the new one's errors are more than chance makes of what is allowed."""
     allowed = max(ERRORS, 2 * (old.error_share or 0.0))
-    return at_least(new.errors, new.requests, min(allowed, 1.0)) < DOUBT
+    return at_least(new.errors, new.requests, allowed) < DOUBT
 
 
 def at_least(errors: int, requests: int, rate: float) -> float:
-    """Chance of so many errors or more among requests that each fail at this rate (binomial). 1 for none at all."""
-    if errors <= 0:
+    """Chance of so many errors or more among requests that each fail at this rate (binomial). 1 where they are no more
+    than one would expect."""
+    if errors <= requests * rate:
         return 1.0
-    if rate <= 0 or rate >= 1:
-        return float(rate >= 1)
-    logs = (
-        math.lgamma(requests + 1) - math.lgamma(k + 1) - math.lgamma(requests - k + 1)
-        + k * math.log(rate) + (requests - k) * math.log1p(-rate)
-        for k in range(errors)
-    )  # fmt: skip
-    return max(0.0, 1.0 - math.fsum(map(math.exp, logs)))
+    chance = 0.0
+    for k in range(errors, requests + 1):
+        ways = math.lgamma(requests + 1) - math.lgamma(k + 1) - math.lgamma(requests - k + 1)
+        term = math.exp(ways + k * math.log(rate) + (requests - k) * math.log1p(-rate))
+        chance += term
+        if term <= chance * 1e-9:  # each further one is less than that
+            break
+    return chance
 
 
 def slower(new: Sketch, old: Sketch, ratio: float, seconds: float) -> bool:

@@ -47,8 +47,9 @@ class Placed:
 
     @property
     def cached(self) -> float | None:
-        """Of the prompt's tokens, those that the engine was known not to have to compute."""
-        return self._tokens - self.work.computed - self.work.fetched
+        """Share of the prompt's tokens that the engine was known to hold."""
+        lacking = self.work.computed + self.work.fetched
+        return max(0.0, 1 - lacking / self._tokens) if self._tokens else None
 
     def took(self, seconds: float) -> None:
         """From when the engine was asked to its first token."""

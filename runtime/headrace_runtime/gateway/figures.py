@@ -70,15 +70,15 @@ class Figures:
         self._of(engine.role, engine.revision).errors += 1
 
     def computed(self, role: RoleName, revision: str, ttft: float, tokens: int, cached: float | None) -> None:
-        """A streamed answer's prompt. `cached`: tokens that the engine was known to hold; None where that was not
-        known."""
+        """A streamed answer's prompt. `cached`: the share of it that the engine was known to hold; None where that was
+        not known."""
         tally = self._of(role, revision)
         tally.prompts += 1
         tally.prompt_tokens += tokens
         tally.ttft[bucket(ttft)] += 1
         if cached is not None:
             tally.looked_up_tokens += tokens
-            tally.cached_tokens += min(tokens, round(cached))
+            tally.cached_tokens += round(cached * tokens)
 
     def wrote(self, role: RoleName, revision: str, tokens: int, itl: float | None) -> None:
         """A whole streamed answer. `itl`: the mean time between its tokens; None where there was none between."""

@@ -73,7 +73,7 @@ class Record:
     role: RoleName | None = None
     """Of the engine that writes the answer."""
     cached: float | None = None
-    """Tokens of the prompt that the engine which computed it was known to hold; None: that was not known."""
+    """Share of the prompt that the engine which computed it was known to hold; None: that was not known."""
     side: Side | None = None
     """Of a canary."""
     own: bool = False
