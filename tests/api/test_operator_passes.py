@@ -303,7 +303,9 @@ async def test_a_new_revision_replaces_the_old_one_and_leaves_nothing_behind(sta
 async def test_a_spec_that_got_past_the_server_is_shown_whole_and_the_next_good_one_recovers(stage: Stage) -> None:
     await stage.apply(Sample().serve())
     await stage.settle()
-    await stage.apply(Sample().serve().set("observability", {"podMonitor": True}).set("networkPolicy.mode", "DefaultDeny"))
+    await stage.apply(
+        Sample().serve().set("observability", {"podMonitor": True}).set("networkPolicy.mode", "DefaultDeny")
+    )
     await stage.reconcile()
     accepted = await stage.judged(c.ACCEPTED)
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
