@@ -1,9 +1,13 @@
 """An engine over several pods: which pods a pass makes and ends, and what the status says of a gang that is not whole.
 The real pass over a world in memory."""
 
+import itertools
+
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason
+from headrace_operator.cluster.fake import Call
+from headrace_operator.errors import ClusterError
 from headrace_operator.testing import Sample, Scene
 
 
@@ -170,3 +174,28 @@ async def test_an_engine_that_changes_its_role_takes_all_its_ranks_along() -> No
     assert [call.kind for call in writes].count("Pod") == 2
     assert [len(scene.pods(role=role)) for role in ("prefill", "decode")] == [2, 4]
     assert [role["summary"] for role in scene.status["roles"]] == ["1/1", "2/2"]
+
+
+async def test_a_write_of_a_rank_that_fails_leaves_each_made_and_ended_once() -> None:
+    clean = await _made_and_scaled_down(cut=None)
+    assert [len(pods) for pods in clean] == [4, 2]
+    for cut in range(1, 7):
+        assert await _made_and_scaled_down(cut) == clean, f"write {cut} of a rank failed"
+
+
+async def _made_and_scaled_down(cut: int | None) -> tuple[list[str], list[str]]:
+    """Pods created and deleted, where two engines are made and one goes; the write number `cut` of a rank fails."""
+    scene, writes = Scene(spread(2)), itertools.count(1)
+
+    def fail(call: Call) -> None:
+        if call.writes and call.kind == "Pod" and "-serve-" in call.name and next(writes) == cut:
+            raise ClusterError(f"{call.verb} {call.name}", 0, "", "the connection broke")
+
+    scene.cluster.before = fail
+    for sample in (spread(2), spread(1)):
+        scene.edit(sample)
+        await scene.settle()
+    assert (len(scene.pods()), scene.condition(c.READY)) == (2, "True")
+    calls = [call for call in scene.cluster.calls if call.kind == "Pod" and "-serve-" in call.name]
+    made, ended = (sorted(call.name for call in calls if call.verb == verb) for verb in ("create", "delete"))
+    return made, ended
