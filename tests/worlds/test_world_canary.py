@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from headrace_operator import names
 from headrace_operator.api import conditions as c
+from headrace_operator.cluster.fake import Call
+from headrace_operator.errors import ClusterError
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.testing import Sample, Scene
 from headrace_runtime.contract import (
@@ -436,3 +438,38 @@ async def test_whatever_happens_on_the_way_bounds_hold_and_it_comes_to_its_end(e
 
 def _tried(scene: Scene) -> str:
     return str(step(scene).get("revision", ""))
+
+
+async def _to_its_end(cut: int | None) -> tuple[int, list[str], dict[str, Any]]:
+    """A whole canary of two engines; the write of this number never arrives. Gives the number of writes, the pods that are there and that went, and revisions."""
+    short = {"steps": [50, 100], "interval": "10s"}
+    scene, gateways, _ = await rolling(2, canary=short)
+    start = len(scene.cluster.writes)
+
+    def before(call: Call) -> None:
+        nonlocal cut
+        if call.writes and cut is not None and len(scene.cluster.writes) - start == cut:
+            cut = None
+            raise ClusterError(call.name, 500, "InternalError", "cut")
+
+    scene.cluster.before = before
+    for _ in range(60):
+        try:
+            await turn(scene, gateways)
+        except ClusterError:
+            continue
+        if scene.reason(c.PROGRESSING) == "UpToDate" and scene.condition(c.READY) == "True":
+            break
+    gone = [call.name for call in scene.cluster.writes[start:] if (call.kind, call.verb) == ("Pod", "delete")]
+    revision = {key: scene.status["revision"].get(key) for key in ("current", "updating", "failed", "canary")}
+    assert gateways.share is None
+    return len(scene.cluster.writes) - start, [*scene.pods(), *sorted(gone)], revision
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_write_that_fails_anywhere_changes_nothing_of_its_end() -> None:
+    writes, *clean = await _to_its_end(None)
+    assert writes > 10
+    for cut in range(writes):
+        assert (await _to_its_end(cut))[1:] == tuple(clean), f"write {cut}"
