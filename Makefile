@@ -107,7 +107,11 @@ kv-torture: install ## The store of KV blocks: writers killed, bits flipped, fil
 	$(BIN)/python -m bench kv-torture $(if $(QUICK),--quick)
 
 .PHONY: fuzz
-fuzz: install ## Many random and mutated requests on the gateway's port (EXAMPLES=20000 of each kind, half an hour)
+fuzz: install ## Every field of the CRD changed and changed back, and 30 bugs that must be caught (QUICK=1: a sample; SEED=n)
+	$(BIN)/python -m sweep fuzz $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+
+.PHONY: fuzz-gateway
+fuzz-gateway: install ## Many random and mutated requests on the gateway's port (EXAMPLES=20000 of each kind, half an hour)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(PYTEST) -q --timeout 0 tests/wire/test_gateway_fuzz.py
 
 .PHONY: test-gpu

@@ -12,4 +12,5 @@ at every single write there is; afterwards all must be as if nothing had happene
 | `oracle.py` | pure judgements: what is left out of a comparison, and what differs from the clean run |
 | `planted.py` | operators with a bug planted in them, each of which the sweep must notice |
 | `suite.py` | the clean runs, then all points, several at a time |
+| `fuzz/` | the transition fuzz, upon the same stage: every field changed and changed back |
 """

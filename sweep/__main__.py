@@ -1,4 +1,4 @@
-"""`python -m sweep`: list the scenarios, and cut the operator off at every write of them."""
+"""`python -m sweep`: list the scenarios, cut the operator off at every write of them, and fuzz it (`fuzz/`)."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from rich.table import Table
 from local.api_server import api_server
 from local.errors import LocalError
 from sweep import scenarios
+from sweep.fuzz.command import fuzz
 from sweep.oracle import Ending
 from sweep.planted import PLANTED
 from sweep.scenarios import Scenario
@@ -28,7 +29,7 @@ QUICK_POINTS = 8
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
-    """Cut the operator off at every write it makes, and see whether the end is the same."""
+    """Cut the operator off at every write it makes, change every field it knows, and see whether the end is right."""
     # What it says of the calls that are cut on purpose is no news here.
     for name in ("headrace_operator", "kopf"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -146,6 +147,9 @@ class _Sweep:
             where = f"{one.planted.scenario}, {one.cut or 'without a cut'}" if one.ok else "NOTHING: the sweep is void"
             found.add_row(one.planted.name, where, one.differences[0] if one.ok else f"{one.tried} points passed")
         self._console.print(found)
+
+
+main.add_command(fuzz)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,7 @@ def differences(clean: Ending, run: Ending, *, counts: bool) -> list[str]:
     found = list(run.complaints)
     for key in sorted(clean.objects.keys() | run.objects.keys()):
         found += [
-            f"{'/'.join(key)}{path}: {text}"
-            for path, text in _compare(clean.objects.get(key), run.objects.get(key), "")
+            f"{'/'.join(key)}{path}: {text}" for path, text in compare(clean.objects.get(key), run.objects.get(key), "")
         ][:3]
     if counts:
         for verb, kind in sorted(clean.counts.keys() | run.counts.keys()):
@@ -84,11 +83,12 @@ def differences(clean: Ending, run: Ending, *, counts: bool) -> list[str]:
     return found
 
 
-def _compare(clean: Any, run: Any, path: str) -> list[tuple[str, str]]:
+def compare(clean: Any, run: Any, path: str) -> list[tuple[str, str]]:
+    """Every place below `path` where two values differ, and how."""
     if isinstance(clean, dict) and isinstance(run, dict):
-        return [d for k in sorted(clean.keys() | run.keys()) for d in _compare(clean.get(k), run.get(k), f"{path}.{k}")]
+        return [d for k in sorted(clean.keys() | run.keys()) for d in compare(clean.get(k), run.get(k), f"{path}.{k}")]
     if isinstance(clean, list) and isinstance(run, list) and len(clean) == len(run):
-        return [d for i, (c, r) in enumerate(zip(clean, run, strict=True)) for d in _compare(c, r, f"{path}[{i}]")]
+        return [d for i, (c, r) in enumerate(zip(clean, run, strict=True)) for d in compare(c, r, f"{path}[{i}]")]
     if clean == run:
         return []
     if clean is None or run is None:

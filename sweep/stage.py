@@ -7,16 +7,27 @@ through the proxy.
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from headrace_operator import names
 from headrace_operator.api import conditions
 from headrace_operator.api.crd import crd
-from headrace_operator.cluster import DEPLOYMENT, INFERENCE_DEPLOYMENT, OWNED, POD, SECRET, Kind
+from headrace_operator.cluster import (
+    DEPLOYMENT,
+    INFERENCE_DEPLOYMENT,
+    OWNED,
+    PERSISTENT_VOLUME_CLAIM,
+    POD,
+    SECRET,
+    Kind,
+    kind_of,
+)
 from headrace_operator.cluster.client import APPLY, KubernetesCluster
 from headrace_operator.cluster.fake import FakeRuntime
 from headrace_operator.errors import ClusterError
 from headrace_operator.state import Object, Ref
 from headrace_operator.testing import Sample, agent, running
+from headrace_runtime.contract import KvState, NodeState
 
 CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 MERGE = "application/merge-patch+json"
@@ -61,6 +72,7 @@ class Stage:
         self.runtime = FakeRuntime()
         self.ref = Ref(namespace, NAME, "")
         self._addresses = 0
+        self._deleted = False
 
     async def open(self) -> None:
         """Makes the namespace."""
@@ -68,24 +80,52 @@ class Stage:
 
     async def edit(self, sample: Sample) -> None:
         """A user applies a spec, as `kubectl apply --server-side` does."""
-        body = sample.build() | {"metadata": {"name": NAME, "namespace": self.namespace}}
-        path = INFERENCE_DEPLOYMENT.path(self.namespace, NAME)
-        kept = await self._client.call("PATCH", path, body, APPLY, fieldManager="user", force="true")
+        await self.apply(sample.build())
+
+    async def apply(self, obj: Object) -> None:
+        """The same of an object as a user wrote it. ClusterError: the API server refuses it."""
+        kept = await self._apply(obj)
+        self._deleted = False
         self.ref = Ref(self.namespace, NAME, kept["metadata"]["uid"])
+
+    async def replace(self, spec: Object) -> None:
+        """A user has the spec of the deployment replaced, whatever it was."""
+        path = INFERENCE_DEPLOYMENT.path(self.namespace, NAME)
+        change: Any = [{"op": "replace", "path": "/spec", "value": spec}]
+        await self._client.call("PATCH", path, change, "application/json-patch+json")
+
+    async def served(self, obj: Object) -> Object:
+        """The object as the API server would keep it, which it does not. ClusterError: it refuses it."""
+        return await self._apply(obj, dryRun="All")
+
+    async def _apply(self, obj: Object, **query: str) -> Object:
+        body = obj | {"metadata": {"name": NAME, "namespace": self.namespace}}
+        path = INFERENCE_DEPLOYMENT.path(self.namespace, NAME)
+        return await self._client.call("PATCH", path, body, APPLY, fieldManager="user", force="true", **query)
+
+    async def put(self, obj: Object) -> None:
+        """Somebody makes an object."""
+        path = kind_of(obj).path(self.namespace)
+        await self._client.call("POST", path, obj)
 
     async def delete(self) -> None:
         """A user deletes the deployment."""
+        self._deleted = True
         await self._client.call("DELETE", INFERENCE_DEPLOYMENT.path(self.namespace, NAME))
 
     async def objects(self) -> list[Object]:
         """Everything there is of our kinds."""
         return [obj for kind in ALL for obj in await self._client.list(kind, self.namespace)]
 
+    async def pods(self) -> list[Object]:
+        """The pods that there are."""
+        return await self._client.list(POD, self.namespace)
+
     async def ready_engines(self) -> Counter[str]:
         """Engines by their role that are ready and not told to end."""
         return Counter(
             pod["metadata"]["labels"][names.ROLE]
-            for pod in await self._client.list(POD, self.namespace)
+            for pod in await self.pods()
             if pod["metadata"]["labels"].get(names.COMPONENT) == "engine"
             and "deletionTimestamp" not in pod["metadata"]
             and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
@@ -109,12 +149,15 @@ class Stage:
         """Everybody does what there is to do. Whether there was anything."""
         pods = await self._client.list(POD, self.namespace)
         deployments = await self._client.list(DEPLOYMENT, self.namespace)
+        claims = await self._client.list(PERSISTENT_VOLUME_CLAIM, self.namespace)
         changed = False
         for pod in pods:
             changed |= await self._kubelet(pod)
+        for claim in claims:
+            changed |= await self._protect(claim)
         for deployment in deployments:
             changed |= await self._rollout(deployment, {pod["metadata"]["name"] for pod in pods})
-        if await self._client.get(INFERENCE_DEPLOYMENT, self.namespace, NAME) is None:
+        if self._deleted:
             changed |= await self._collect()
         return changed
 
@@ -133,8 +176,23 @@ class Stage:
         self._addresses += 1
         address = f"10.1.{self._addresses // 200}.{self._addresses % 200 + 1}"
         if labels[names.COMPONENT] == "engine":
-            self.runtime.states[address] = agent(name, labels[names.ROLE], labels[names.REVISION])
+            self.runtime.states[address] = self._agent(pod)
         await self._client.call("PATCH", f"{path}/status", {"status": running(address, ready=False)}, MERGE)
+        return True
+
+    def _agent(self, pod: Object) -> NodeState:
+        """What the engine's agent says: one with KV blocks on disk has opened them."""
+        labels, volumes = pod["metadata"]["labels"], pod["spec"].get("volumes", ())
+        more = {"kv": KvState(ready=True, bytes_limit=1000)} if any(v["name"] == "kv" for v in volumes) else {}
+        return agent(pod["metadata"]["name"], labels[names.ROLE], labels[names.REVISION], **more)
+
+    async def _protect(self, claim: Object) -> bool:
+        """The API server has claims protected; where they are deleted, a controller that is not here lets them go."""
+        meta = claim["metadata"]
+        if "deletionTimestamp" not in meta:
+            return False
+        path = PERSISTENT_VOLUME_CLAIM.path(self.namespace, meta["name"])
+        await self._client.call("PATCH", path, {"metadata": {"finalizers": None}}, MERGE)
         return True
 
     async def _become_ready(self, path: str, status: Object) -> bool:

@@ -1,7 +1,7 @@
 """Random bytes, mutated requests and documents of wrong types on the real port.
 
 Whatever is sent is answered with a status that fits, or closed; never with a 500, a trace, or a connection that stays;
-and who comes next is served. A few examples in every run of the tests; `make fuzz` takes many.
+and who comes next is served. A few examples in every run of the tests; `make fuzz-gateway` takes many.
 """
 
 import asyncio
