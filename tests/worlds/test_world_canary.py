@@ -441,7 +441,8 @@ def _tried(scene: Scene) -> str:
 
 
 async def _to_its_end(cut: int | None) -> tuple[int, list[str], dict[str, Any]]:
-    """A whole canary of two engines; the write of this number never arrives. Gives the number of writes, the pods that are there and that went, and revisions."""
+    """A whole canary of two engines; the write of this number never arrives. Gives the number of writes, the pods that
+    are there and that went, and the revisions."""
     short = {"steps": [50, 100], "interval": "10s"}
     scene, gateways, _ = await rolling(2, canary=short)
     start = len(scene.cluster.writes)
