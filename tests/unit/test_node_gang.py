@@ -110,7 +110,7 @@ class Line:
 
 
 class Two:
-    """Rank 0 and rank 1, with a clock that moves when told."""
+    """Rank 0 and rank 1, which look often, with a clock that moves when told."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -134,6 +134,13 @@ class Two:
         self.rank.note("StartingEngine", ready=False, willing=False)
         await self.rank.report()
         return self.rank._runs
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.clock.now = min(self.clock.now + 1.0, until)
+            self.leader.seen(self.clock.now)
+            self.rank.seen(self.clock.now)
 
     @property
     def lost(self) -> tuple[str, str]:
@@ -218,10 +225,20 @@ async def test_silence_is_a_loss_after_a_while_and_not_before() -> None:
     two = Two()
     await two.started()
     two.line.leader = None
-    two.clock.now += SILENT_SECONDS - 1
+    two.pass_time(SILENT_SECONDS - 1)
     await two.rank.report()
     assert two.lost == ("", "")
-    two.clock.now += 2
+    two.pass_time(2)
+    assert two.lost == (f"rank 1 was not heard for {SILENT_SECONDS:g} s", "rank 0 does not answer")
+
+
+async def test_an_agent_that_was_kept_from_running_has_lost_nobody() -> None:
+    two = Two()
+    await two.started()
+    two.clock.now += 10 * SILENT_SECONDS
+    assert two.lost == ("", "")
+    two.line.leader = None
+    two.pass_time(SILENT_SECONDS + 1)
     assert two.lost == (f"rank 1 was not heard for {SILENT_SECONDS:g} s", "rank 0 does not answer")
 
 
@@ -231,7 +248,7 @@ async def test_a_port_where_nobody_listens_is_a_loss_sooner() -> None:
     two.line.leader, two.line.error = None, ConnectionRefusedError(111, "refused")
     await two.rank.report()
     assert two.lost[1] == ""
-    two.clock.now += REFUSED_SECONDS + 1
+    two.pass_time(REFUSED_SECONDS + 1)
     await two.rank.report()
     assert two.lost[1] == "rank 0 does not answer"
     two.line.leader = two.leader
@@ -244,9 +261,8 @@ async def test_a_rank_that_leaves_keeps_its_part_until_rank_0_has_ended_its_own(
     await two.started()
     two.rank.note("Draining", ready=True, willing=False)
     await two.rank.report()
-    two.clock.now += 2
     assert two.leader.seen(two.clock.now).leaving_for == 0.0
-    two.clock.now += 2
+    two.pass_time(2)
     assert two.leader.seen(two.clock.now).leaving_for == 2.0
     load = await two.rank.load(1)
     assert load
@@ -338,7 +354,9 @@ class Pods:
         elif event == "the network":
             self.cut = not self.cut
         elif event == "a long time":
-            two.clock.now += SILENT_SECONDS + 1
+            two.pass_time(SILENT_SECONDS + 1)
+        elif event == "nobody runs":
+            two.clock.now += 10 * SILENT_SECONDS
         two.line.leader = None if self.cut else two.leader
         await self.round()
 
@@ -371,6 +389,7 @@ EVENTS = (
     "the second part ends",
     "the network",
     "a long time",
+    "nobody runs",
 )
 
 

@@ -27,6 +27,8 @@ SILENT_SECONDS = 15.0
 """An agent that was not heard for so long is gone. Machines on which engines start leave little time to others."""
 REFUSED_SECONDS = 3.0
 """The same where its machine says that nobody listens there."""
+PAUSE_SECONDS = 2.0
+"""An agent that looks a few times a second, and did not for so long, was kept from running: it heard nobody then."""
 WHY_LENGTH = 500
 
 
@@ -56,12 +58,30 @@ class Gang(Protocol):
         """Until cancelled: whatever has to be said to others."""
 
 
+class Waking:
+    """A clock that stands still while this agent is kept from running, as on a machine that is suspended."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now, self._looked_at, self._asleep = now, now(), 0.0
+
+    def __call__(self) -> float:
+        return self._now() - self._asleep
+
+    def look(self, now: float) -> float:
+        """Its time; to be asked in every step."""
+        if now - self._looked_at > PAUSE_SECONDS:
+            self._asleep += now - self._looked_at
+        self._looked_at = now
+        return now - self._asleep
+
+
 @dataclass(frozen=True)
 class Heard:
     """The last report of one rank."""
 
     report: RankReport
     at: float
+    """By `Waking`."""
 
 
 class Leader:
@@ -69,7 +89,7 @@ class Leader:
 
     def __init__(self, size: int, address: tuple[str, int], now: Callable[[], float]) -> None:
         """`size`: pods of the engine, this one included. `address`: host and port where their workers meet."""
-        self._size, self._address, self._now = size, address, now
+        self._size, self._address, self._now = size, address, Waking(now)
         self._heard: dict[int, Heard] = {}
         self._joined: set[int] = set()
         """Ranks whose part of this life was seen to run."""
@@ -95,6 +115,7 @@ class Leader:
         )
 
     def seen(self, now: float) -> GangSeen:
+        now = self._now.look(now)
         ranks = range(1, self._size)
         leaving = any(rank in self._heard and self._heard[rank].report.phase == "Draining" for rank in ranks)
         if not leaving:
@@ -144,7 +165,7 @@ class Follower:
         self, rank: int, pod: str, ask: Callable[[RankReport], Awaitable[GangOrder]], now: Callable[[], float]
     ) -> None:
         """`ask` puts a report to rank 0. Raises OSError, TimeoutError, ValueError or aiohttp's errors for none."""
-        self._rank, self._pod, self._ask, self._now = rank, pod, ask, now
+        self._rank, self._pod, self._ask, self._now = rank, pod, ask, Waking(now)
         self._order = GangOrder(phase="Waiting")
         self._heard_at = float("-inf")
         self._refused_since: float | None = None
@@ -157,6 +178,7 @@ class Follower:
         return Meeting(self._order.address, self._order.port, self._order.life)
 
     def seen(self, now: float) -> GangSeen:
+        now = self._now.look(now)
         silent = now - self._heard_at > SILENT_SECONDS
         refused = self._refused_since is not None and now - self._refused_since > REFUSED_SECONDS
         order = self._order
