@@ -50,7 +50,7 @@ def new_status(known: Known) -> InferenceDeploymentStatus:
         observed_generation=known.generation,
         url=names.gateway_url(known.ref.namespace, known.ref.name),
         revision=_revision(known, wanted),
-        model=_model(known),
+        model=_model(known, wanted),
         ray=_ray(known, wanted),
         roles=tuple(_role(known, wanted, role) for role in wanted.sizes),
         canary=_canary(known, wanted),
@@ -162,10 +162,12 @@ def _agents(known: Known) -> list[NodeState]:
     return [p.agent for p in known.observed.engines() if p.agent is not None and p.live]
 
 
-def _model(known: Known) -> ModelStatus:
+def _model(known: Known, wanted: Wanted) -> ModelStatus:
     before = known.previous.model
     pinned = known.subject.pinned_digest if known.subject else before.digest if before else None
-    loaded = [a.weights for a in _agents(known) if a.weights.digest and a.weights.verified is not False]
+    # Engines of another revision may have another model.
+    agents = [agent for agent in _agents(known) if agent.revision == wanted.revision]
+    loaded = [a.weights for a in agents if a.weights.digest and a.weights.verified is not False]
     digests = {weights.digest for weights in loaded}
     # Two engines that load for the first time side by side may differ: nothing is pinned until they agree.
     found = loaded[0] if len(digests) == 1 else None

@@ -8,6 +8,7 @@ import pytest
 from headrace_operator.api import conditions as c
 from headrace_operator.state import Object
 from headrace_operator.testing import DIGEST, START, Sample, Scene, agent, running
+from headrace_runtime import contract
 from headrace_runtime.contract import NodeState, WeightsState
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -172,3 +173,32 @@ async def test_signed_weights_are_verified_as_the_signer_says() -> None:
     integrity = json.loads(contract)["model"]["integrity"]
     assert integrity.items() >= {"rescanSeconds": 43200.0, "allowPickle": True}.items()
     assert integrity["signerKeyFile"].endswith("/public.pem")
+
+
+async def test_another_model_is_not_held_to_the_digest_of_the_one_before_nor_that_to_its_own() -> None:
+    scene = Scene(Sample().serve(2))
+    await scene.settle()
+
+    def pinned() -> dict[str, str | None]:
+        found = (
+            json.loads(obj["data"][contract.CONTRACT_FILE])["model"]
+            for (kind, _, name), obj in scene.cluster.objects.items()
+            if kind == "ConfigMap" and "-serve-" in name
+        )
+        return {model["source"]: model.get("integrity", {}).get("digest") for model in found}
+
+    tiny, other, theirs = "node:///models/tiny", "node:///models/other", f"sha256:{'9' * 64}"
+    scene.edit(Sample().serve(2).set("model.source", other))
+    for _ in range(3):
+        await scene.reconcile()
+        assert pinned() == {tiny: DIGEST, other: None}
+    state = scene.status["revision"]["updating"]
+    scene.start(f"chat-serve-{state}-0", weights=WeightsState(digest=theirs, verified=True))
+    await scene.reconcile()
+    assert scene.status["model"]["digest"] == theirs
+    scene.edit(Sample().serve(2))
+    await scene.reconcile()
+    await scene.reconcile()
+    assert pinned()[tiny] == DIGEST
+    await scene.settle()
+    assert scene.status["model"]["digest"] == DIGEST

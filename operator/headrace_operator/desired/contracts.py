@@ -100,17 +100,19 @@ def local(subject: Subject, revision: str) -> contract.LocalContract:
 
 
 def pinned_digest(children: Mapping[tuple[str, str], Object], reported: str | None, source: str) -> str | None:
-    """The digest that was reported for a model, if it is still this model.
+    """The digest that engines of a model have been told, or else the one that was reported, if it is this model's.
 
-    A status does not say which source its digest is of; the contracts of the engines do. None: pin what is found next.
+    A status does not say which source its digest is of; the contracts of the engines do. While a rollout changes the
+    model there are contracts of both, and either keeps its own. None: pin what is found next.
     """
-    if reported is None:
-        return None
-    for (kind, _), obj in children.items():
-        text = obj.get("data", {}).get(contract.CONTRACT_FILE) if kind == "ConfigMap" else None
-        if text is not None and json.loads(text).get("model", {}).get("source") == source:
-            return reported
-    return None
+    models = [
+        json.loads(text).get("model", {})
+        for (kind, _), obj in children.items()
+        if kind == "ConfigMap" and (text := obj.get("data", {}).get(contract.CONTRACT_FILE)) is not None
+    ]
+    told = [(model["source"], model.get("integrity", {}).get("digest")) for model in models if "source" in model]
+    written = next((digest for of, digest in told if of == source and digest is not None), None)
+    return written or (reported if {of for of, _ in told} == {source} else None)
 
 
 def publishes_kv_events(subject: Subject, role: EffectiveRole) -> bool:
