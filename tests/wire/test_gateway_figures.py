@@ -70,6 +70,9 @@ async def test_a_failure_counts_where_it_happened_though_another_engine_answers(
         told = await figures(w)
         bad = of(told, "serve", "r2")
         assert bad.errors == bad.requests > 0
+        labels = {"role": "serve", "revision": "r2"}
+        assert w.metric("headrace_gateway_engine_errors_total", **labels) == bad.errors
+        assert w.metric("headrace_gateway_engine_requests_total", **labels) == bad.requests
         assert (of(told, "serve", "r1").errors, told.answered, told.failed) == (0, 8, 0)
 
 

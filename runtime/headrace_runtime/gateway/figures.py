@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from headrace_runtime.contract import (
     CanaryFigures,
     CanaryShare,
@@ -93,7 +96,7 @@ class Figures:
         if share is None:
             self._step = None
         elif self._step is None or self._step.share != share:
-            self._step = _Step(share, self._clock(), self._roles())
+            self._step = _Step(share, self._clock(), self.roles())
 
     def reading(self, running: int, waiting: int, oldest_wait: float) -> GatewayFigures:
         now, step = self._clock(), self._step
@@ -107,7 +110,7 @@ class Figures:
             running=running,
             waiting=waiting,
             oldest_wait=oldest_wait,
-            roles=self._roles(),
+            roles=self.roles(),
             canary=CanaryFigures(share=step.share, seconds=now - step.began, before=step.before) if step else None,
         )
 
@@ -119,7 +122,7 @@ class Figures:
                 del self._tallies[next(iter(self._tallies))]
         return tally
 
-    def _roles(self) -> tuple[RoleFigures, ...]:
+    def roles(self) -> tuple[RoleFigures, ...]:
         return tuple(
             RoleFigures(
                 role=role,
@@ -137,3 +140,21 @@ class Figures:
             )
             for (role, revision), tally in sorted(self._tallies.items())
         )
+
+
+class FiguresCollector(Collector):
+    """Requests and errors by role and revision for Prometheus: of as many revisions as are kept."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> list[Metric]:
+        labels = ["role", "revision"]
+        asked = CounterMetricFamily(
+            "headrace_gateway_engine_requests", "Requests that engines were asked", labels=labels
+        )
+        failed = CounterMetricFamily("headrace_gateway_engine_errors", "Of these, those they failed", labels=labels)
+        for seen in self._figures.roles():
+            asked.add_metric([seen.role, seen.revision], seen.requests)
+            failed.add_metric([seen.role, seen.revision], seen.errors)
+        return [asked, failed]

@@ -29,6 +29,7 @@ from headrace_runtime.gateway.admission import Admission
 from headrace_runtime.gateway.affinity import Affinity
 from headrace_runtime.gateway.canary import Canary
 from headrace_runtime.gateway.discovery import publish_fixed, watch_file, watch_pods_in_cluster
+from headrace_runtime.gateway.figures import FiguresCollector
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
@@ -96,6 +97,7 @@ class Gateway:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.registry.register(FleetCollector(self.fleet))
+        self.registry.register(FiguresCollector(self._telemetry.figures))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
