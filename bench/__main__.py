@@ -12,6 +12,8 @@ from rich.table import Table
 from bench.report import Options, Report
 
 BENCHES = {
+    "autoscale": "Sizes by the policy against fixed fleets and other policies, on traces, over cold starts (simulated)",
+    "planner": "Sizes with the engine times of Dynamo's planner: 1P1D at 8/s, 2P1D at 18/s, the path from 12 to 36/s",
     "burst": "10,000 connections, and their requests, at once, while a few streams are relayed (simulated engine)",
     "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
     "coldstart": "What a start of an engine costs: first pod of a node, second, after a crash, page cache warm or not",

@@ -215,6 +215,13 @@ def test_an_engine_that_computed_much_lately_gives_way_where_it_holds_little() -
     assert aware(prompt(held={"a": 900}, fresh={"a": 20_000}), engines)[0][0] == "a"
 
 
+def test_an_engine_that_was_just_started_is_not_given_everything() -> None:
+    engines = [engine("new"), engine("old")]
+    worked = {"old": 5_000_000.0, "new": 10_000.0}
+    assert aware(prompt(fresh=worked), engines)[0][0] == "new"
+    assert aware(prompt(fresh=worked, writing={"new": 30_000.0, "old": 5_000.0}), engines)[0][0] == "old"
+
+
 def test_equals_take_turns_whatever_the_policy() -> None:
     engines = [engine("a"), engine("b"), engine("c")]
     assert [aware(prompt(), engines, turn=turn)[0][0] for turn in range(4)] == ["a", "b", "c", "a"]

@@ -1,0 +1,47 @@
+"""What no policy can pass: each role's bounds, and the accelerators of all roles together. Pure.
+
+Every answer goes through `granted`, that of a policy of one's own too. That a change does not pass the cap half-way is
+the plan's doing (`plan/cap.py`), which sees pods; here are sizes.
+"""
+
+from collections.abc import Callable, Mapping
+
+from headrace_operator.plan.scaling.inputs import Aim, Role
+
+Worse = Callable[[Role, int], float]
+"""How badly off a role is with so many engines."""
+
+
+def granted(wants: Mapping[str, int], roles: tuple[Role, ...], aim: Aim, worse: Worse) -> dict[str, int]:
+    """The wanted sizes within all bounds. Where the cap is short, every role has its least first, and each further
+    engine goes to the role that is worst off. A role that is not in `wants` keeps its size.
+
+    Where even the least of all roles does not fit, that is what is granted: the spec contradicts itself, and
+    `too_small` says so.
+    """
+    wanted = {role.name: min(role.most, max(role.least, wants.get(role.name, role.size))) for role in roles}
+    if aim.cap is None or _used(wanted, roles) <= room(roles, aim):
+        return wanted
+    sizes = {role.name: min(role.least, wanted[role.name]) for role in roles}
+    while True:
+        free = room(roles, aim) - _used(sizes, roles)
+        short = [r for r in roles if sizes[r.name] < wanted[r.name] and r.accelerators <= free]
+        if not short:
+            return sizes
+        sizes[max(short, key=lambda role: worse(role, sizes[role.name])).name] += 1
+
+
+def room(roles: tuple[Role, ...], aim: Aim) -> int:
+    """Accelerators for the roles' sizes: what rollouts need is set aside, unless not even the least would be left."""
+    assert aim.cap is not None
+    least = _used({role.name: role.least for role in roles}, roles)
+    return aim.cap - aim.spare if least <= aim.cap - aim.spare else aim.cap
+
+
+def too_small(roles: tuple[Role, ...], aim: Aim) -> bool:
+    """The cap leaves no room for the least of each role."""
+    return aim.cap is not None and _used({role.name: role.least for role in roles}, roles) > aim.cap
+
+
+def _used(sizes: Mapping[str, int], roles: tuple[Role, ...]) -> int:
+    return sum(sizes[role.name] * role.accelerators for role in roles)

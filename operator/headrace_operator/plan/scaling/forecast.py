@@ -1,0 +1,64 @@
+"""How much will come by the time that an engine started now can serve: rates of the last minutes in, a rate out. Pure.
+
+No seasons: the gateways keep minutes, not days. What is foreseen is the larger of the present level and of a rising
+trend that stands out from the noise, and on top of it as much as the load rose within such a time lately.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from headrace_operator.plan.scaling.inputs import Window
+
+MOST_RISE: Final = 1.5
+"""Most that is added for what the load may do unforeseen."""
+_CLEAR: Final = 2.0
+"""Standard errors that a trend must stand out by."""
+
+
+def rates(windows: Sequence[Window]) -> list[tuple[float, float]]:
+    """Age of the middle and rate of each window that has one, newest first."""
+    return [(w.age + w.seconds / 2, w.rate) for w in windows if w.rate is not None]
+
+
+def level(windows: Sequence[Window]) -> float | None:
+    """Requests a second at present: of the two newest windows, one of which alone is half noise."""
+    known = [rate for _, rate in rates(windows)[:2]]
+    return sum(known) / len(known) if known else None
+
+
+def ahead(windows: Sequence[Window], horizon: float) -> float | None:
+    """Requests a second to be ready for, `horizon` seconds from now. None: nothing is known of any."""
+    now = level(windows)
+    if now is None:
+        return None
+    return max(now, _trend(windows, horizon)) * rise(windows, horizon)
+
+
+def _trend(windows: Sequence[Window], horizon: float) -> float:
+    """Where a straight line through the rates arrives; 0 where none stands out. At most twice what there is."""
+    points = rates(windows)
+    if len(points) < 4:
+        return 0.0
+    ages, values = [-age for age, _ in points], [rate for _, rate in points]
+    middle, mean = sum(ages) / len(ages), sum(values) / len(values)
+    spread = sum((age - middle) ** 2 for age in ages)
+    slope = sum((age - middle) * (value - mean) for age, value in zip(ages, values, strict=True)) / spread
+    rest = sum((value - mean - slope * (age - middle)) ** 2 for age, value in zip(ages, values, strict=True))
+    error = math.sqrt(rest / (len(points) - 2) / spread)
+    if slope <= _CLEAR * error:
+        return 0.0
+    return min(2 * max(values[:2]), mean + slope * (horizon - middle))
+
+
+def rise(windows: Sequence[Window], horizon: float) -> float:
+    """How many times as much came as `horizon` seconds before, at its worst but for the worst tenth: of pairs of
+    windows, so that one that is full by chance counts half."""
+    points = rates(windows)
+    if len(points) < 6:
+        return 1.0
+    smooth = [(points[i][1] + points[i + 1][1]) / 2 for i in range(len(points) - 1)]
+    seconds = max(1e-9, windows[0].seconds)
+    lag = max(1, min(len(smooth) - 2, round(horizon / seconds)))
+    ratios = sorted(new / old for new, old in zip(smooth, smooth[lag:], strict=False) if old > 0)
+    return min(MOST_RISE, max(1.0, ratios[int(0.9 * (len(ratios) - 1))])) if ratios else 1.0

@@ -1,0 +1,89 @@
+"""The simulated fleet: the same figures each time, and figures that can be checked by hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.enginemodel import Request
+from headrace_operator.plan.scaling import Aim, Target
+from simulator.fleet import Fleet, Outcome, Scaler, Setting
+from simulator.load import Wave, denser, joined, read
+from simulator.profile import H200_8B
+from simulator.scalers import PlusMinusOne, Product, Static
+
+AIM = Aim(Target(0.5), Target(0.05))
+SIZES = {"prefill": 2, "decode": 1}
+
+
+def run(requests: list[Request], scaler: Scaler | None = None, **fields: float) -> Outcome:
+    setting = Setting(H200_8B, AIM, SIZES, **fields)  # type: ignore[arg-type]
+    return Fleet(setting, scaler or Static(SIZES)).run(requests)
+
+
+def test_no_requests_are_no_work() -> None:
+    assert run([]).journeys == []
+
+
+def test_a_lone_request_takes_its_prompt_its_transfer_and_its_steps() -> None:
+    (journey,) = run([Request(1.0, 4000, 101, ())]).journeys
+    assert journey.first == pytest.approx(1.0 + 4000 * H200_8B.pace + 0.002 + 4000e-6)
+    assert journey.gap == pytest.approx(H200_8B.step + H200_8B.per_request + 4050.5 * H200_8B.per_token, rel=1e-3)
+
+
+def test_a_prompt_seen_before_is_not_computed_again() -> None:
+    ids = tuple(range(8))
+    asked = [Request(float(at), 8 * 512, 10, ids) for at in (0, 10)]
+    first, second = run(asked).journeys
+    assert second.computed < first.computed / 2
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_one_others() -> None:
+    load = Wave(6, 20, period=300, seconds=400)
+    first, again = (run(load.requests(3), Product(startup=30), cold_start=30, failures=4) for _ in range(2))
+    assert [j.end for j in first.journeys] == [j.end for j in again.journeys]
+    assert first.events == again.events
+    assert [j.end for j in run(load.requests(4)).journeys] != [j.end for j in run(load.requests(3)).journeys]
+
+
+def test_every_request_is_answered_though_engines_fail() -> None:
+    ran = run(Wave(8, 8, seconds=300).requests(), failures=30.0, cold_start=20.0)
+    assert all(journey.end is not None for journey in ran.journeys)
+    assert any(journey.tries for journey in ran.journeys)
+
+
+def test_the_policy_grows_with_the_load_and_goes_back() -> None:
+    ran = run(Wave(6, 40, period=2400, seconds=2400, prompt=4000).requests(), Product(startup=30), cold_start=30)
+    prefill = [event for event in ran.events if event.role == "prefill"]
+    assert max(event.after for event in prefill) >= 4
+    assert prefill[-1].after < max(event.after for event in prefill)
+    assert ran.attained() > 0.95
+
+
+def test_a_role_change_takes_no_cold_start() -> None:
+    aim = Aim(Target(0.5), Target(0.05), cap=6, role_change=True)
+    setting = Setting(H200_8B, aim, {"prefill": 2, "decode": 4}, cold_start=300.0)
+    fleet = Fleet(setting, Product(startup=300))
+    ran = fleet.run(Wave(24, 24, seconds=600, prompt=4000, spread=0.0).requests())
+    assert len(fleet.engines) == 6
+    assert {event.role for event in ran.events} == {"prefill", "decode"}
+
+
+def test_one_more_or_fewer_waits_for_what_it_has_started() -> None:
+    ran = run(Wave(30, 30, seconds=200, prompt=4000).requests(), PlusMinusOne(), cold_start=90)
+    assert all(abs(event.after - event.before) == 1 for event in ran.events)
+
+
+def test_copies_of_a_trace_share_no_beginnings() -> None:
+    laid = denser([Request(0.0, 512, 1, (1,)), Request(1.0, 512, 1, (1,))], 2)
+    assert [request.ids for request in laid] == [(1,), (1,), (3,), (3,)]
+    assert joined(laid, laid)[4].at == laid[-1].at
+
+
+def test_a_trace_is_read_as_it_was_recorded() -> None:
+    folder = os.environ.get("HEADRACE_TRACES")
+    if not folder or not (Path(folder) / "azure_2023_conv.csv.xz").exists():
+        pytest.skip("HEADRACE_TRACES names no folder with azure_2023_conv.csv.xz")
+    requests = read(Path(folder) / "azure_2023_conv.csv.xz")
+    assert len(requests) == 19_366
+    assert requests[0].at == 0.0
