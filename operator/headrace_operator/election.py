@@ -32,6 +32,8 @@ LEASE_SECONDS = 7
 DEADLINE_SECONDS = 5.0
 """A leader that could not renew for so long writes nothing any more."""
 RENEW_SECONDS = 2.0
+TRY_SECONDS = 2.0
+"""A renewal is given up after so long, and tried again: by a connection that is not dead, perhaps."""
 LOOK_SECONDS = 0.5
 """How often those who stand by look at the Lease, and a leader tries again that could not renew it."""
 QUIET_SECONDS = 1.0
@@ -142,7 +144,7 @@ class Election:
         while True:
             pause = LOOK_SECONDS
             try:
-                async with asyncio.timeout(DEADLINE_SECONDS):
+                async with asyncio.timeout(2 * TRY_SECONDS):
                     self._sight = see(self._sight, await self.lease.look(), self.clock())
                     pause = patience(self._sight, self.lease.identity, self.clock())
                     term = await self._claim(self._sight.claim) if pause <= 0 else None
@@ -237,7 +239,7 @@ class Term:
             await self.election.sleep(min(pause, left))
             pause = LOOK_SECONDS
             try:
-                async with asyncio.timeout(self.fence.seconds):
+                async with asyncio.timeout(min(self.fence.seconds, TRY_SECONDS)):
                     if not await self._renewed():
                         return
             except (ClusterError, TimeoutError) as error:

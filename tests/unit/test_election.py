@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_operator import election as rules
+from headrace_operator import metrics
 from headrace_operator.cluster.fake import Call, FakeCluster
 from headrace_operator.cluster.fence import Fence
 from headrace_operator.election import Claim, Election, Lease, Sight, Term, claim, patience, read, released, see
@@ -347,6 +348,39 @@ def test_a_leader_that_reaches_no_server_stops_in_time_and_leads_again_when_it_i
         back = moment()
         await again
         assert moment() - back < 1
+
+    play(story())
+
+
+def test_a_renewal_that_gets_no_answer_is_tried_again_in_time() -> None:
+    server = Server(Random(1))
+    a = Operator(server, "a")
+
+    async def story() -> None:
+        async with await a.win() as term:
+            held = asyncio.Event()
+            through = server._through
+
+            async def swallowed(landing: Any) -> Any:
+                server._through = through  # type: ignore[method-assign]
+                await held.wait()
+
+            server._through = swallowed  # type: ignore[method-assign]
+            await asyncio.sleep(20)
+            assert not term.lost.is_set()
+
+    play(story())
+
+
+def test_the_metric_says_who_works() -> None:
+    server = Server(Random(1))
+
+    async def story() -> None:
+        term = await Operator(server, "a").win()
+        assert metrics.LEADER._value.get() == 0
+        async with term:
+            assert metrics.LEADER._value.get() == 1
+        assert metrics.LEADER._value.get() == 0
 
     play(story())
 

@@ -1,8 +1,9 @@
 """Every call of whole passes, against the one list of what the operator may do."""
 
-from headrace_operator.cluster import KINDS, OWNED, WATCHED
-from headrace_operator.cluster.fake import Call
-from headrace_operator.permissions import allowed
+from headrace_operator.cluster import KINDS, OWNED
+from headrace_operator.cluster.fake import Call, FakeCluster
+from headrace_operator.election import Election, Lease
+from headrace_operator.permissions import ELECTION_RULES, allowed
 from headrace_operator.testing import Sample, Scene
 
 
@@ -35,9 +36,16 @@ def test_every_kind_of_child_is_listed_and_watched() -> None:
     may = set(allowed())
     for kind in OWNED:
         assert (kind.api_version.rpartition("/")[0], kind.plural, "list") in may
-    for kind in WATCHED:
         assert (kind.api_version.rpartition("/")[0], kind.plural, "watch") in may
 
 
 def test_what_a_gateway_is_granted_the_operator_holds() -> None:
     assert {("", "pods", verb) for verb in ("get", "list", "watch")} <= set(allowed())
+
+
+async def test_the_election_asks_for_what_its_own_rules_say_and_for_nothing_else() -> None:
+    cluster = FakeCluster()
+    async with await Election(Lease(cluster, "headrace-system", "headrace", "a")).win():
+        pass
+    assert {right(call) for call in cluster.calls} == set(allowed(ELECTION_RULES))
+    assert not {resource for _, resource, _ in allowed(ELECTION_RULES)} & {resource for _, resource, _ in allowed()}
