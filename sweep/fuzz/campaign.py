@@ -60,6 +60,12 @@ class Tally:
     steps: int = 0
     seconds: float = 0.0
     violations: list[Violation] = field(default_factory=list)
+    tell: Callable[[Violation], object] = lambda _: None
+
+    def add(self, violation: Violation) -> None:
+        """Something did not hold."""
+        self.violations.append(violation)
+        self.tell(violation)
 
 
 class Campaign:
@@ -113,15 +119,14 @@ class Campaign:
             return False
         return bool(kept["spec"] == obj["spec"])
 
-    async def run(self, chosen: Sequence[Case], done: Callable[[], object] = lambda: None) -> Tally:
-        """Plays the cases; `done` is called after each."""
-        tally, start = Tally(), monotonic()
+    async def run(self, chosen: Sequence[Case], tally: Tally, done: Callable[[], object] = lambda: None) -> None:
+        """Plays the cases; `done` is called when one begins."""
+        start = monotonic()
         queue = self._queue(chosen)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._jobs, len(queue))):
                 group.create_task(self._work(queue, tally, done))
         tally.seconds = monotonic() - start
-        return tally
 
     async def kill(self, mutant: Mutant, chosen: Sequence[Case]) -> Killed:
         """Plays cases against a planted bug until one notices it: at first those of the leaves where it bites."""
@@ -174,7 +179,7 @@ class Campaign:
                     return
             if left := await made.end():
                 names = ", ".join(f"{obj['kind']}/{obj['metadata']['name']}" for obj in left)
-                tally.violations.append(Violation(base_case(base), (f"nothing_is_left: {names}",)))
+                tally.add(Violation(base_case(base), (f"nothing_is_left: {names}",)))
 
     async def _base(self, made: Lane, case: Case, tally: Tally) -> bool:
         step = await made.play(case, self._kept[case.name], self._references.get(case.base))
@@ -194,7 +199,7 @@ class Campaign:
     def _judge(self, step: Step, tally: Tally, back_from: Case | None = None) -> bool:
         tally.steps += 1
         if found := judge(step):
-            tally.violations.append(Violation(back_from or step.case, tuple(found), back_from is not None))
+            tally.add(Violation(back_from or step.case, tuple(found), back_from is not None))
         return not found
 
 

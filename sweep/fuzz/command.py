@@ -78,12 +78,13 @@ class Result:
 
 async def play(made: Campaign, what: Chosen, progress: Progress) -> Result:
     """The whole campaign."""
-    refused = await made.ask([*what.cases, *(case for case in what.met if case not in what.cases)])
+    tally = Tally(tell=lambda violation: _tell(progress.console, violation))
+    for refused in await made.ask([*what.cases, *(case for case in what.met if case not in what.cases)]):
+        tally.add(refused)
     await made.loosen()
     played = [case for case in what.cases if case.played]
     bar = progress.add_task("cases", total=len(played))
-    tally = await made.run(played, lambda: progress.advance(bar))
-    tally.violations[:0] = refused
+    await made.run(played, tally, lambda: progress.advance(bar))
     killed = []
     bar = progress.add_task("mutants", total=len(what.mutants))
     for mutant in what.mutants:
@@ -129,11 +130,15 @@ async def _run(kubeconfig: Path, jobs: int, seed: int, what: Chosen, console: Co
             return await play(made, what, progress)
 
 
+def _tell(console: Console, violation: Violation) -> None:
+    console.print(f"{violation.case.name}{', taken back' if violation.back else ''}:", style="red", markup=False)
+    for line in violation.lines[:SHOWN]:
+        console.print(f"  {line}", markup=False)
+
+
 def _print(console: Console, result: Result) -> None:
     for violation in result.violations[:SHOWN]:
-        console.print(f"{violation.case.name}{', taken back' if violation.back else ''}:", style="red", markup=False)
-        for line in violation.lines[:SHOWN]:
-            console.print(f"  {line}", markup=False)
+        console.print(f"to see {violation.lines[0].partition(':')[0]} broken, apply:", style="red", markup=False)
         click.echo(violation.case.edit())  # as it is: a console would break its lines
     if result.killed:
         found = Table("Mutant", "Noticed at", "Because")
