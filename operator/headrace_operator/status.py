@@ -81,6 +81,16 @@ def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentS
         elif turned_bad:
             yield Announcement("Warning", condition.reason, f"{condition.type}: {condition.message}")
     yield from _steps(before.revision, after.revision)
+    yield from _failures(before, after)
+
+
+def _failures(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
+    """A rollout that has failed, where Degraded was True before, for a pod of it, and does not flip."""
+    was, now = (said.revision or RevisionStatus() for said in (before, after))
+    degraded = any(x.type == c.DEGRADED and x.status == "True" for x in before.conditions)
+    if degraded and now.failed not in (None, was.failed):
+        told = f"The rollout of revision {now.failed} has failed: {now.message}"
+        yield Announcement("Warning", now.reason or c.Reason.PROGRESS_DEADLINE_EXCEEDED, told)
 
 
 def _steps(before: RevisionStatus | None, after: RevisionStatus | None) -> Iterator[Announcement]:

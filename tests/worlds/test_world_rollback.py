@@ -83,6 +83,19 @@ async def test_the_record_comes_before_the_first_pod_of_its_revision() -> None:
     assert made.index("ControllerRevision") < made.index("Pod")
 
 
+async def test_a_deployment_of_an_older_operator_gets_its_record_and_no_new_pod() -> None:
+    scene = await ready(sample())
+    pods, (name,) = scene.pods(), records(scene)
+    scene.cluster.remove("ControllerRevision", "demo", name)
+    scene.status["revision"] = {"current": revision(scene)["current"]}
+    before = len(scene.cluster.writes)
+    await scene.settle()
+    assert scene.pods() == pods
+    assert [call.kind for call in scene.cluster.writes[before:]] == ["ControllerRevision", "InferenceDeployment/status"]
+    assert records(scene) == [name]
+    assert revision(scene)["good"] == [revision(scene)["current"]]
+
+
 async def test_a_rollout_that_stands_too_long_goes_back_and_names_pods_and_causes() -> None:
     scene = await ready(sample())
     good, pods = revision(scene)["current"], scene.pods()
@@ -99,6 +112,7 @@ async def test_a_rollout_that_stands_too_long_goes_back_and_names_pods_and_cause
     assert f"revision {good}" in message
     assert scene.condition(c.READY) == "True"
     assert scene.object["spec"]["engine"]["image"] == BROKEN
+    assert ("Warning", "ProgressDeadlineExceeded") in {event[:2] for event in scene.cluster.events}
     before = len(scene.cluster.writes)
     scene.clock += timedelta(hours=1)
     look = await scene.reconcile()
