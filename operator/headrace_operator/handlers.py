@@ -8,7 +8,8 @@ change handlers, timers and daemons it writes neither annotations nor finalizers
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any
 
 import kopf
@@ -20,6 +21,8 @@ from headrace_operator.state import Ref
 from headrace_operator.worker import Workers
 
 logger = logging.getLogger(__name__)
+
+GROWING = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def registry(workers: Workers) -> kopf.OperatorRegistry:
@@ -62,6 +65,13 @@ def owner_uid(meta: Mapping[str, Any]) -> str | None:
     return None
 
 
+class Pauses:
+    """Seconds before a call that failed is tried again, for ever: an API server may be away for hours."""
+
+    def __iter__(self) -> Iterator[float]:
+        return chain(GROWING, repeat(GROWING[-1]))
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf as quiet and as quick as it can be; the reasons stand beside each line."""
     settings = kopf.OperatorSettings()
@@ -70,7 +80,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True  # who works is decided before kopf runs: election.py
     settings.queueing.idle_timeout = 1.0  # a queue per object is kept this long: memory
     settings.watching.inactivity_timeout = 45.0  # a watch that died without a word
-    settings.networking.error_backoffs = (0.5, 1, 2, 5, 10)
+    settings.networking.error_backoffs = Pauses()  # kopf ends the process when they do
     # Only what carries our label comes over the wire at all.
     for kind in WATCHED:
         group, _, version = kind.api_version.rpartition("/")
