@@ -66,6 +66,9 @@ def run(options: Options) -> Report:
     with Progress(transient=True) as progress:
         task = progress.add_task("", total=None)
         fleets = sized(requests)
+        progress.update(task, description="fixed fleets")
+        static = [once(requests, fleet, 0.0, fleets) for fleet in fixed(fleets, 2 if options.quick else 6)]
+        report.rows += [row("chat, any", one) for one in static]
         held: dict[str, float] = {}
         for cold in COLD_STARTS[1:2] if options.quick else COLD_STARTS:
             found = []
@@ -73,7 +76,7 @@ def run(options: Options) -> Report:
                 progress.update(task, description=f"cold start {cold:.0f} s, {scaler.name}")
                 found.append(once(requests, scaler, cold, fleets))
                 report.rows.append(row(f"chat, {cold:.0f} s", found[-1]))
-            report.checks += judged(f"{cold:.0f} s: ", found)
+            report.checks += judged(f"{cold:.0f} s: ", found, static)
             held |= {one.scaler: cold for one in found if one.attained() >= CLIFF}
         report.notes.append(f"longest cold start with {CLIFF:.0%} within targets: {held}")
         if (traces / MOONCAKE).exists() and not options.quick:
@@ -95,8 +98,6 @@ def sized(requests: Sequence[Request], cached: float = 0.0, aim: Aim = AIM) -> F
 
 
 def scalers(requests: Sequence[Request], fleets: Fleets, cold: float, cached: float = 0.0) -> Iterator[Scaler]:
-    yield Static(fleets.peak, "static peak")
-    yield Static(fleets.mean, "static mean")
     yield Product(startup=max(15.0, cold))
     yield PlusMinusOne()
     yield hpa(fleets.each)
@@ -121,15 +122,27 @@ def row(where: str, of: Outcome) -> list[str]:
     ]
 
 
-def judged(where: str, found: Sequence[Outcome]) -> list[Check]:
+def fixed(fleets: Fleets, steps: int) -> list[Static]:
+    """Fleets from that for the mean to that for the peak, both roles growing alike. The best of them can only be known
+    afterwards."""
+    sizes = [
+        {name: round(low + (fleets.peak[name] - low) * step / (steps - 1)) for name, low in fleets.mean.items()}
+        for step in range(steps)
+    ]
+    return [Static(one, _split(one)) for one in sizes]
+
+
+def judged(where: str, found: Sequence[Outcome], static: Sequence[Outcome]) -> list[Check]:
+    """`static` ends with the fleet for the peak."""
     by = {one.scaler: one for one in found}
-    ours, peak, rival = by["builtin"], by["static peak"], by[PlusMinusOne().name]
+    ours, peak, rival = by["builtin"], static[-1], by[PlusMinusOne().name]
+    cheapest = min(one.replica_seconds for one in static if one.attained() >= ours.attained() - 0.001)
     lost = 100 * (peak.attained() - ours.attained())
+    spent = ours.replica_seconds / peak.replica_seconds
     return [
         at_most(f"{where}points of requests within targets below static peak (simulated)", lost, 1.0),
-        at_most(
-            f"{where}engine-seconds against static peak (simulated)", ours.replica_seconds / peak.replica_seconds, 0.6
-        ),
+        at_most(f"{where}engine-seconds against static peak (simulated)", spent, 0.6),
+        at_most(f"{where}engine-seconds against best static (simulated)", ours.replica_seconds / cheapest, 1.0),
         at_most(f"{where}changes of size against ±1 (simulated)", ours.moments / max(1, rival.moments), 0.5),
     ]
 
