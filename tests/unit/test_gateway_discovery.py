@@ -88,6 +88,14 @@ def test_a_pod_whose_label_names_no_role_gets_nothing_new_and_is_not_lost(labels
     assert endpoint.draining
 
 
+def test_of_an_engine_over_several_pods_only_rank_0_is_asked() -> None:
+    ranks = {
+        name: pod(name, metadata={"labels": {**LABELS, "headrace.dev/rank": rank}})
+        for rank, name in (("0", "chat-decode-r1-0"), ("1", "chat-decode-r1-0-r1"), ("2", "chat-decode-r1-0-r2"))
+    }
+    assert [endpoint.name for endpoint in endpoints_of(ranks)] == ["chat-decode-r1-0"]
+
+
 def test_reads_a_pod_that_has_no_status_yet() -> None:
     assert endpoint_of({"metadata": {"name": "new", "labels": LABELS}}) is None
 
