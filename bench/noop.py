@@ -1,4 +1,4 @@
-"""kopf that watches what the operator watches and does nothing: the floor under every operator on kopf.
+"""kopf that watches InferenceDeployments and does nothing: the floor under every operator on kopf.
 
 `python -m bench.noop`, run by `scale` with KUBECONFIG. It says on one line of standard output, whenever 0.2 s have
 brought something new, how many InferenceDeployments it has seen, and when (Unix seconds).
@@ -12,7 +12,6 @@ from typing import Any
 import kopf
 
 from headrace_operator import names
-from headrace_operator.cluster import OWNED
 from headrace_operator.handlers import kopf_settings
 
 
@@ -27,12 +26,6 @@ def registry(seen: set[str]) -> kopf.OperatorRegistry:
     async def changed(uid: str, **_: Any) -> None:
         seen.add(uid)
 
-    async def child_changed(**_: Any) -> None:
-        pass
-
-    for kind in OWNED:
-        group, _, version = kind.api_version.rpartition("/")
-        kopf.on.event(group, version, kind.plural, id=f"{kind.plural}_changed", registry=hooks)(child_changed)
     return hooks
 
 

@@ -20,6 +20,8 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 
+from headrace_operator import names
+
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 DEADLINE = aiohttp.ClientTimeout(total=120)
 ENDS_AT_THE_PROXY = frozenset({"Host", "Connection", "Transfer-Encoding", "Content-Length", "Content-Encoding"})
@@ -234,7 +236,8 @@ class Proxy:
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         """A watch: its events a while later, in their order, some perhaps left out."""
-        self.watched.set()
+        if request.path.endswith(f"/{names.PLURAL}"):  # kopf's own: by then it has its kubeconfig
+            self.watched.set()
         held: list[bytes] = []
         call = self.upstream.session.get(
             self.upstream.server + request.path_qs, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**22

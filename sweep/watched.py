@@ -15,7 +15,8 @@ from pathlib import Path
 from time import monotonic
 
 from headrace_operator import handlers
-from headrace_operator.cluster.client import KubernetesCluster
+from headrace_operator.cluster.mirror import MirroredCluster
+from headrace_operator.operation import mirroring
 from headrace_operator.reconcile import World
 from headrace_operator.settings import Settings
 from headrace_operator.testing import DEFAULTS
@@ -61,10 +62,12 @@ async def operating(proxy: Proxy, stage: Stage, folder: Path) -> AsyncIterator[N
 
 
 async def _operator(kubeconfig: Path, stage: Stage, stop: threading.Event) -> None:
-    async with await KubernetesCluster.connect(kubeconfig=kubeconfig) as cluster:
+    settings = Settings(namespaces=stage.namespace, port=0)
+    async with await MirroredCluster.connect(kubeconfig=kubeconfig) as cluster:
         world = World(cluster, stage.runtime, DEFAULTS, lambda: datetime.now(UTC), lambda: "a-token")
         workers = Workers.of(world, resync_seconds=FAR_OFF, concurrency=4)
-        await handlers.run(workers, Settings(namespaces=stage.namespace, port=0), stop)
+        async with mirroring(cluster, settings, workers):
+            await handlers.run(workers, settings, stop)
 
 
 async def _watching(proxy: Proxy, running: "asyncio.Task[None]") -> None:

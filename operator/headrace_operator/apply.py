@@ -13,7 +13,7 @@ from typing import Any
 from headrace_operator import names
 from headrace_operator.api.types import Quantity
 from headrace_operator.cluster import ATOMIC, Cluster, kind_of
-from headrace_operator.errors import ClusterError
+from headrace_operator.errors import ClusterError, Outdated
 from headrace_operator.state import Object, Observed, Outcome, Ref
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,8 @@ class _Work:
             else:
                 await self._cluster.apply(relabel(obj, current) if obj["kind"] == "Pod" else obj)
                 self.applied.append("/".join(key))
+        except Outdated:
+            raise
         except ClusterError as error:
             self._failed(key, error)
 
@@ -151,6 +153,8 @@ class _Work:
         try:
             await self._cluster.delete(obj)
             self.deleted.append("/".join(key))
+        except Outdated:
+            raise
         except ClusterError as error:
             self._failed(key, error)
 

@@ -3,6 +3,7 @@
 HeadraceError
 ├── ClusterError          the API server refused a call or could not be reached
 │   ├── Conflict          somebody else changed the object meanwhile, or it exists already: look again at once
+│   │   └── Outdated      not sent: what the pass looked at is not so any more
 │   ├── Unreachable       no answer at all: nothing is known
 │   └── Fenced            not sent: this process does not lead, or no longer
 └── SettingsError         the process's own settings are wrong; it ends
@@ -30,6 +31,10 @@ class ClusterError(HeadraceError):
 
 class Conflict(ClusterError):  # noqa: N818 - the name of the answer, as in HTTP
     """409: the object changed or exists already."""
+
+
+class Outdated(Conflict):
+    """A write that was not sent, since it was decided on what is not so any more: the whole pass ends."""
 
 
 class Unreachable(ClusterError):  # noqa: N818 - likewise

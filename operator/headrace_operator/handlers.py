@@ -1,8 +1,9 @@
 """The only door to kopf: it tells us that something changed, and nothing more.
 
-Three hooks: startup and cleanup, an event of our own kind (there is an object to look after, or there no longer is),
-and an event of a child (wake its owner). All work is done by `worker.py`. kopf keeps no state of its own: without its
-change handlers, timers and daemons it writes neither annotations nor finalizers, and posting and peering are off.
+Two hooks: cleanup, and an event of our own kind (there is an object to look after, or there no longer is). Children are
+watched by `cluster/mirror.py`: a task and a queue for each of them cost more than all else. All work is done by
+`worker.py`. kopf keeps no state of its own: without its change handlers, timers and daemons it writes neither
+annotations nor finalizers, and posting and peering are off.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ from typing import Any
 import kopf
 
 from headrace_operator import names
-from headrace_operator.cluster import WATCHED
 from headrace_operator.settings import Settings
 from headrace_operator.state import Ref
 from headrace_operator.worker import Workers
@@ -46,23 +46,7 @@ def registry(workers: Workers) -> kopf.OperatorRegistry:
             # No type: it was listed, and may be as old as the hills.
             workers.notice(ref, meta["generation"], fresh=type == "ADDED")
 
-    async def child_changed(meta: Mapping[str, Any], **_: Any) -> None:
-        if (uid := owner_uid(meta)) is not None:
-            workers.wake(uid)
-
-    for kind in WATCHED:
-        group, _, version = kind.api_version.rpartition("/")
-        kopf.on.event(group, version, kind.plural, id=f"{kind.plural}_changed", registry=hooks)(child_changed)
     return hooks
-
-
-def owner_uid(meta: Mapping[str, Any]) -> str | None:
-    """The uid of the InferenceDeployment that controls this object, if one does."""
-    for owner in meta.get("ownerReferences") or ():
-        if owner.get("controller") and owner.get("kind") == names.KIND:
-            uid: str = owner["uid"]
-            return uid
-    return None
 
 
 class Pauses:
@@ -81,10 +65,6 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 1.0  # a queue per object is kept this long: memory
     settings.watching.inactivity_timeout = 45.0  # a watch that died without a word
     settings.networking.error_backoffs = Pauses()  # kopf ends the process when they do
-    # Only what carries our label comes over the wire at all.
-    for kind in WATCHED:
-        group, _, version = kind.api_version.rpartition("/")
-        settings.watching.label_selectors[group, version, kind.plural] = names.DEPLOYMENT
     return settings
 
 

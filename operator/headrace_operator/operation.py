@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from headrace_operator import handlers, metrics
 from headrace_operator.cluster.client import KubernetesCluster
 from headrace_operator.cluster.fence import Fence
+from headrace_operator.cluster.mirror import MirroredCluster
 from headrace_operator.cluster.runtime import HttpRuntime
 from headrace_operator.election import Election, Lease, Term
 from headrace_operator.reconcile import World
@@ -99,10 +100,23 @@ async def _end(signalled: asyncio.Event, term: Term | None, stop: asyncio.Event)
 @asynccontextmanager
 async def _workers(settings: Settings, fence: Fence | None) -> AsyncIterator[Workers]:
     async with (
-        await KubernetesCluster.connect(instance=settings.instance, fence=fence) as cluster,
+        await MirroredCluster.connect(instance=settings.instance, fence=fence) as cluster,
         HttpRuntime() as runtime,
     ):
         world = World(
             cluster, runtime, settings.defaults, now=lambda: datetime.now(UTC), token=lambda: secrets.token_hex(32)
         )
-        yield Workers.of(world, resync_seconds=settings.resync_seconds, concurrency=settings.concurrency)
+        workers = Workers.of(world, resync_seconds=settings.resync_seconds, concurrency=settings.concurrency)
+        async with mirroring(cluster, settings, workers):
+            yield workers
+
+
+@asynccontextmanager
+async def mirroring(cluster: MirroredCluster, settings: Settings, workers: Workers) -> AsyncIterator[None]:
+    """Children are watched, and wake their owners' workers, while the block lasts. What ends the watches ends it."""
+    async with asyncio.TaskGroup() as group:
+        watches = group.create_task(cluster.mirror(settings.namespace_list, workers.wake))
+        try:
+            yield
+        finally:
+            watches.cancel()

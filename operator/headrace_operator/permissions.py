@@ -29,7 +29,6 @@ class Rule:
 APPLIED = ("get", "list", "watch", "create", "patch", "delete")
 """`get` sees, before an object is first applied, that its name is not somebody else's. Server-side apply is `patch`,
 and also `create` where the object does not exist yet."""
-UNWATCHED = tuple(verb for verb in APPLIED if verb != "watch")
 
 RULES: tuple[Rule, ...] = (
     Rule(names.GROUP, (names.PLURAL,), ("get", "list", "watch"), "what is looked after"),
@@ -49,8 +48,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("configmaps", "serviceaccounts", "services"), APPLIED, "contracts, gateways' identities, addresses"),
     Rule("apps", ("deployments",), APPLIED, "gateways"),
-    Rule("apps", ("controllerrevisions",), UNWATCHED, "the history of revisions"),
-    Rule("policy", ("poddisruptionbudgets",), UNWATCHED, "how many engines and gateways may be evicted at a time"),
+    Rule("apps", ("controllerrevisions",), APPLIED, "the history of revisions"),
+    Rule("policy", ("poddisruptionbudgets",), APPLIED, "how many engines and gateways may be evicted at a time"),
     Rule("", ("persistentvolumeclaims",), APPLIED, "disks for KV blocks, where a spec asks for claims"),
     Rule(RBAC, ("rolebindings", "roles"), APPLIED, "a gateway's right to watch the pods of its namespace"),
     Rule("", ("secrets",), ("create",), "the token of a Ray cluster, made once and never read back"),

@@ -27,11 +27,11 @@
 # the history of revisions
 - apiGroups: ["apps"]
   resources: ["controllerrevisions"]
-  verbs: ["get", "list", "create", "patch", "delete"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
 # how many engines and gateways may be evicted at a time
 - apiGroups: ["policy"]
   resources: ["poddisruptionbudgets"]
-  verbs: ["get", "list", "create", "patch", "delete"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
 # disks for KV blocks, where a spec asks for claims
 - apiGroups: [""]
   resources: ["persistentvolumeclaims"]

@@ -6,6 +6,7 @@ older CRD may serve a newer operator.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -187,9 +188,16 @@ def _find(spec: BaseModel, field: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _step(path: str, model: BaseModel, alias: str, each: bool) -> Iterator[tuple[str, Any, Any]]:
-    name, field = next((name, field) for name, field in type(model).model_fields.items() if field.alias == alias)
+    name, default = _field(type(model), alias)
     value = getattr(model, name)
     if each:
         yield from ((f"{path}.{alias}[{index}]", entry, None) for index, entry in enumerate(value))
     else:
-        yield f"{path}.{alias}", value, field.get_default(call_default_factory=True, validated_data={})
+        yield f"{path}.{alias}", value, default
+
+
+@cache  # asked for every field in every pass, and a default is built anew each time
+def _field(model: type[BaseModel], alias: str) -> tuple[str, Any]:
+    """A field's name in Python, and its default."""
+    name, field = next((name, field) for name, field in model.model_fields.items() if field.alias == alias)
+    return name, field.get_default(call_default_factory=True, validated_data={})

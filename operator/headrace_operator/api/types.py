@@ -7,6 +7,7 @@ Pure values; used by every module of `api`.
 import re
 from datetime import UTC
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import (
@@ -186,6 +187,7 @@ class Duration(_Text):
         return value
 
 
+@lru_cache(maxsize=256)  # the same few durations are read in every pass
 def _seconds(text: str) -> Fraction:
     return sum((Fraction(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text)), Fraction(0))
 

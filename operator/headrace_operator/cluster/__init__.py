@@ -21,11 +21,11 @@ class Kind:
     plural: str
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """The path of a namespaced object, of its subresource, or (without a name) of the collection."""
+        """The path of a namespaced object, of its subresource, or (without a name) of the collection: of one
+        namespace, or of all of them ("")."""
         root = "/apis" if "/" in self.api_version else "/api"
-        return "/".join(
-            p for p in (root, self.api_version, "namespaces", namespace, self.plural, name, subresource) if p
-        )
+        scope = "namespaces" if namespace else ""
+        return "/".join(p for p in (root, self.api_version, scope, namespace, self.plural, name, subresource) if p)
 
 
 INFERENCE_DEPLOYMENT = Kind(names.API_VERSION, names.KIND, names.PLURAL)
@@ -58,8 +58,8 @@ OWNED = (
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
 WATCHED = tuple(kind for kind in OWNED if kind not in (CONTROLLER_REVISION, POD_DISRUPTION_BUDGET))
-"""Those whose every change is a reason to look. A budget's status follows the pods, which are watched; a budget, or a
-record of the history, that somebody took is put back at the next resync."""
+"""Those whose every change is a reason to look. A budget's status follows the pods, which are among them; a budget, or
+a record of the history, that somebody took is put back at the next resync."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
 """Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""
@@ -73,13 +73,15 @@ def kind_of(obj: Object) -> Kind:
 
 
 class Cluster(Protocol):
-    """One Kubernetes API server. Nothing is cached behind it."""
+    """One Kubernetes API server."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object, or None where there is none."""
 
     async def list_owned(self, ref: Ref) -> list[Object]:
-        """All objects of the `OWNED` kinds with the deployment's label, whoever owns them. All kinds or an error."""
+        """All objects of the `OWNED` kinds with the deployment's label, whoever owns them. All kinds or an error.
+
+        They may be a moment old, but never older than what this client wrote itself."""
 
     async def apply(self, obj: Object) -> Object:
         """Server-side apply, our field manager, forced. Returns the object as the server keeps it."""

@@ -1,12 +1,14 @@
-"""`Cluster` over the official Kubernetes client, and the only module that imports it.
+"""`Cluster` over aiohttp, with what the official Kubernetes client knows of clusters; the only module that imports it.
 
-Objects stay plain dictionaries: requests go through the client's own serialiser (authentication, TLS, proxies) but past
-its generated models, which would cost tens of megabytes and lose fields they do not know. Every call has a deadline.
+The official client finds the API server and who we are (kubeconfig or service account, tokens that are renewed, TLS,
+proxies). Requests go past its serialiser and its generated models: objects stay plain dictionaries, and a call costs
+about half of its processor time (docs/decisions/0024). Every call has a deadline.
 """
 
 import asyncio
 import json
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +20,7 @@ from kubernetes.aio.config import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 
-from headrace_operator import names
+from headrace_operator import __version__, names
 from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, OWNED, POD, Kind, kind_of
 from headrace_operator.cluster.fence import Fence
 from headrace_operator.errors import ClusterError, Conflict, SettingsError, Unreachable
@@ -31,6 +33,10 @@ USER = "headrace-cli"
 """The field manager of what people change through our command line."""
 JSON = "application/json"
 DEADLINE_SECONDS = 15.0
+PAGE = 250
+"""Objects that are listed in one answer: what is held in memory at once."""
+WATCH_SECONDS = 50
+USER_AGENT = f"{names.OPERATOR}/{__version__}"
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -41,6 +47,7 @@ class KubernetesCluster:
         self._api = api
         self._instance = instance
         self._fence = fence
+        self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(
@@ -71,6 +78,8 @@ class KubernetesCluster:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
         await self._api.close()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
@@ -103,9 +112,53 @@ class KubernetesCluster:
         # Items of a list do not name their kind; everything above tells objects apart by it.
         return [{"apiVersion": kind.api_version, "kind": kind.kind} | item for item in items]
 
+    async def pages(self, kind: Kind, namespace: str) -> AsyncGenerator[tuple[str, list[Object]], None]:
+        """All objects of a kind with a deployment's label, in one namespace or ("") in all, as they were at one
+        version, which comes with every page."""
+        query = {"labelSelector": names.DEPLOYMENT, "limit": str(PAGE)}
+        while True:
+            answer = await self._call("GET", kind.path(namespace), query)
+            listed = answer["metadata"]
+            yield listed["resourceVersion"], answer.get("items") or []
+            if not listed.get("continue"):
+                return
+            query["continue"] = listed["continue"]
+
+    async def changes(self, kind: Kind, namespace: str, version: str) -> AsyncGenerator[tuple[str, Object], None]:
+        """What happens to them after this version, as the API server's watch tells it, bookmarks included. Ends after
+        a while. ClusterError, with status 410: the version is too old."""
+        call = f"GET {kind.path(namespace)}"
+        query = {"watch": "1", "labelSelector": names.DEPLOYMENT, "resourceVersion": version}
+        query |= {"allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS)}
+        CALLS.labels(method="WATCH", resource=kind.plural).inc()
+        # A connection that died without a word: the server itself would have ended the stream by then.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=DEADLINE_SECONDS, sock_read=WATCH_SECONDS + 10)
+        async with self._request(call, query, limits) as response:
+            if response.status != 200:
+                raw = await response.read()
+                raise _failure(call, response.status, _decoded(raw), raw)
+            try:
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        event = json.loads(line)
+                        if event["type"] == "ERROR":
+                            raise _failure(call, event["object"].get("code", 0), event["object"])
+                        yield event["type"], event["object"]
+            finally:
+                # A stream that is left before its end is cut: the farewell of TLS would wait for an answer.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
+
+    def wrote(self, obj: Object) -> None:
+        """A child was created or applied, and the API server keeps it like this: for a client that remembers it."""
+
     async def apply(self, obj: Object) -> Object:
         meta = obj["metadata"]
-        return await self._apply(kind_of(obj).path(meta["namespace"], meta["name"]), obj)
+        kept = await self._apply(kind_of(obj).path(meta["namespace"], meta["name"]), obj)
+        self.wrote(kept)
+        return kept
 
     async def apply_status(self, ref: Ref, version: str, status: Object) -> None:
         body = {
@@ -124,7 +177,7 @@ class KubernetesCluster:
     async def create_once(self, obj: Object) -> bool:
         query = {"fieldManager": names.FIELD_MANAGER}
         try:
-            await self._call("POST", kind_of(obj).path(obj["metadata"]["namespace"]), query, obj)
+            self.wrote(await self._call("POST", kind_of(obj).path(obj["metadata"]["namespace"]), query, obj))
         except Conflict:
             return False
         return True
@@ -196,27 +249,60 @@ class KubernetesCluster:
     ) -> Object:
         method, _, path = call.partition(" ")
         CALLS.labels(method=method, resource=_resource(path)).inc()
-        _, url, headers, payload, _ = await self._api.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": JSON, "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        try:
-            response = await self._api.call_api(method, url, headers, payload, _request_timeout=timeout)
+        limits = aiohttp.ClientTimeout(total=seconds)
+        async with self._request(call, query, limits, body=body, content_type=content_type) as response:
             raw = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(call, 0, type(error).__name__, str(error)) from error
         answer = _decoded(raw)
         if 200 <= response.status < 300:
             return answer
-        failure = Conflict if response.status == 409 else ClusterError
-        raise failure(
-            call, response.status, answer.get("reason", ""), answer.get("message", raw[:200].decode(errors="replace"))
-        )
+        raise _failure(call, response.status, answer, raw)
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        call: str,
+        query: dict[str, str] | None,
+        limits: aiohttp.ClientTimeout,
+        *,
+        body: Object | None = None,
+        content_type: str = JSON,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request as it goes out. Unreachable: it broke, while it was sent or while its answer was read."""
+        method, _, path = call.partition(" ")
+        configuration = self._api.configuration
+        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": USER_AGENT}
+        for setting in (await configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        try:
+            async with self._connections().request(
+                method,
+                configuration.host + path,
+                params=query,
+                data=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                headers=headers,
+                timeout=limits,
+                proxy=configuration.proxy,
+                proxy_headers=configuration.proxy_headers,
+                server_hostname=configuration.tls_server_name,
+            ) as response:
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(call, 0, type(error).__name__, str(error)) from error
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """Made by the first call, which has a loop to run in."""
+        if self._session is None:
+            context = self._api.rest_client.ssl_context
+            # No limit: a watch holds its connection. How many calls there are at once, the workers decide.
+            connector = aiohttp.TCPConnector(ssl=context, limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
+        return self._session
+
+
+def _failure(call: str, status: int, answer: Object, raw: bytes = b"") -> ClusterError:
+    failure = Conflict if status == 409 else ClusterError
+    message = answer.get("message", raw[:200].decode(errors="replace"))
+    return failure(call, status, answer.get("reason", ""), message)
 
 
 def _resource(path: str) -> str:
