@@ -17,7 +17,7 @@ from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Role
 from headrace_operator.state import Object
 
 KIND: Final = "ControllerRevision"
-WHOLE: Final = ("model", "engine", "parallelism", "executor", "roles", "kvCache", "drain", "recovery")
+WHOLE: Final = ("model", "engine", "parallelism", "executor", "kvCache", "drain", "recovery", "roles")
 """Parts of a spec that a record keeps as they are."""
 PARTLY: Final = {
     "disaggregation": ("connector", "onTransferFailure"),
