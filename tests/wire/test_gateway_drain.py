@@ -19,15 +19,15 @@ TOKENS = 6
 class Stage:
     """A gateway that reads its engines from a file, and simulated engines that come and go."""
 
-    def __init__(self, file: Path, client: aiohttp.ClientSession) -> None:
-        self._file, self._client = file, client
+    def __init__(self, file: Path, client: aiohttp.ClientSession, model: str) -> None:
+        self._file, self._client, self._model = file, client, model
         self._stacks: dict[str, AsyncExitStack] = {}
         self._listed: dict[str, Endpoint] = {}
         self.gateway = Gateway(
             GatewayContract(
                 namespace="n",
                 deployment="d",
-                served_name="fake",
+                served_name=model,
                 discovery=FileDiscovery(path=str(file)),
                 access_log=False,
                 drain_seconds=1.0,
@@ -42,7 +42,7 @@ class Stage:
 
     async def start(self, name: str) -> None:
         stack = self._stacks[name] = AsyncExitStack()
-        url = await stack.enter_async_context(FakeEngine(Script()).serving())
+        url = await stack.enter_async_context(FakeEngine(Script(model=self._model)).serving())
         self.list(Endpoint(name=name, url=url, role=name.partition("-")[0], revision="r"))
 
     async def end(self, name: str) -> None:
@@ -70,7 +70,7 @@ class Stage:
         new.rename(self._file)
 
     async def ask(self) -> None:
-        document = {"model": "fake", "prompt": "x", "max_tokens": TOKENS, "stream": True}
+        document = {"model": self._model, "prompt": "x", "max_tokens": TOKENS, "stream": True}
         url = f"http://127.0.0.1:{self.gateway.port}/v1/completions"
         async with self._client.post(url, json=document) as answer:
             text = await answer.text()
@@ -103,14 +103,15 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(folder: Path, *names: str) -> AsyncIterator[Stage]:
+async def stage(folder: Path, *names: str, model: str = "fake") -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
-        made = Stage(folder / "engines.json", await stack.enter_async_context(aiohttp.ClientSession()))
+        made = Stage(folder / "engines.json", await stack.enter_async_context(aiohttp.ClientSession()), model)
         stack.push_async_callback(made.end_all)
         for name in names:
             await made.start(name)
         await stack.enter_async_context(made.gateway.running())
-        await until(lambda: bool(made.gateway.fleet.slots()) and all(s.healthy for s in made.gateway.fleet.slots()), 20)
+        slots = made.gateway.fleet.slots
+        await until(lambda: len(slots()) == len(names) and all(slot.healthy for slot in slots()), 20)
         yield made
 
 
