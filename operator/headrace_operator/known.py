@@ -18,6 +18,8 @@ from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Out
 
 SHOWN = 3
 """Blockers that a message names; the rest is counted."""
+SILENT = timedelta(seconds=120)
+"""Since a pod was made: an agent answers within seconds, but its image may have to come first."""
 OVERDUE = timedelta(seconds=60)
 """After the time that Kubernetes itself gave a pod to end."""
 
@@ -150,6 +152,16 @@ def shortages(known: Known) -> list[str]:
 def blockers(pods: Iterable[Pod]) -> list[Blocker]:
     """What stands in the way of pods that shall stay, in the order of their names."""
     return [pod.blocker for pod in pods if pod.blocker is not None and not pod.going]
+
+
+def silent(known: Known) -> list[str]:
+    """Engines that have had an address for a while, are not ready, and whose agents do not say why."""
+    latest = known.now - SILENT
+    return [
+        pod.name
+        for pod in known.observed.engines()
+        if pod.live and pod.ip and not pod.ready and pod.agent is None and pod.created and pod.created < latest
+    ]
 
 
 def overdue(known: Known) -> list[Pod]:

@@ -27,6 +27,7 @@ from headrace_operator.known import (
     ready_of,
     rolled_out,
     shortages,
+    silent,
 )
 from headrace_operator.kvcache import disks
 from headrace_operator.state import Object
@@ -173,6 +174,10 @@ def roles_ready(known: Known) -> Judgement:
     found = blockers(p for p in known.observed.engines() if not p.ready)
     if found:
         return Judgement("False", found[0].reason, f"{numbers} ready; {listed(found)}")
+    if mute := silent(known):
+        return Judgement(
+            "False", Reason.ENGINES_STARTING, f"{numbers} ready; no answer from {', '.join(mute[:SHOWN])}."
+        )
     return Judgement("False", Reason.ENGINES_STARTING, f"{numbers} ready.")
 
 

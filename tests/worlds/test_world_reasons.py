@@ -190,6 +190,22 @@ async def test_a_pod_that_does_not_end_is_named() -> None:
     assert f"{pod} on n7" in scene.judged(c.DEGRADED)["message"]
 
 
+async def test_an_engine_that_runs_and_says_nothing_is_named_after_a_while() -> None:
+    scene = Scene(Sample().split())
+    await scene.reconcile()
+    scene.kubelet()
+    (pod,) = scene.pods(role="decode")
+    address = scene.cluster.objects["Pod", "demo", pod]["status"]["podIP"]
+    del scene.runtime.states[address]
+    scene.cluster.set_status("Pod", "demo", pod, running(address, ready=False))
+    await scene.reconcile()
+    assert pod not in scene.judged(c.ROLES_READY)["message"]
+    scene.clock += timedelta(minutes=3)
+    await scene.reconcile()
+    assert scene.reason(c.ROLES_READY) == "EnginesStarting"
+    assert f"no answer from {pod}" in scene.judged(c.ROLES_READY)["message"]
+
+
 async def test_engines_of_one_revision_with_two_versions_are_told_apart() -> None:
     scene = await ready()
     for address, state in scene.runtime.states.items():
