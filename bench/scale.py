@@ -9,6 +9,7 @@ own is its writes, its processor time and its memory. kopf that does nothing run
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from bench import programs
@@ -20,8 +21,8 @@ from bench.storm import ROLLED, Storm, Writes
 from headrace_operator.apply import stamp
 from headrace_operator.desired import desired_objects
 from headrace_operator.plan import make_plan
-from headrace_operator.state import Object, Observed
-from headrace_operator.testing import Sample
+from headrace_operator.state import Object, Observed, Subject
+from headrace_operator.testing import DIGEST
 from headrace_runtime.contract import AGENT_PORT
 from local.errors import LocalError
 
@@ -62,20 +63,22 @@ def run(options: Options) -> Report:
 
 
 def minimum() -> Counter[str]:
-    """The fewest writes that make one object whole: each child once, the Secret, and a status that says so."""
+    """The fewest writes that make one object whole: each child once, the Secret, what only the first load can tell
+    (the weights' digest, into the contracts of engines), and a status that says that all is there."""
     subject = sample().subject()
-    kinds = Counter(obj["kind"] for obj in desired_objects(subject, make_plan(subject.spec, Observed())))
-    return kinds + Counter({"Secret": 1, "status": 1})
+    first, last = _stamped(subject), _stamped(replace(subject, pinned_digest=DIGEST))
+    kinds = Counter(kind for kind, _ in first)
+    again = sum(first[key] != obj for key, obj in last.items())
+    return kinds + Counter({"Secret": 1, "ConfigMap with the digest": again, "status": 1})
 
 
 def roll_minimum() -> int:
     """The same for new engines: what is new or differs, what is no longer wanted, and a status."""
-    before, after = (_stamped(one) for one in (sample(), sample().set("engine.env", ROLLED["env"])))
+    before, after = (_stamped(one.subject()) for one in (sample(), sample().set("engine.env", ROLLED["env"])))
     return sum(before.get(key) != obj for key, obj in after.items()) + len(before.keys() - after.keys()) + 1
 
 
-def _stamped(one: Sample) -> dict[tuple[str, str], Object]:
-    subject = one.subject()
+def _stamped(subject: Subject) -> dict[tuple[str, str], Object]:
     objects = desired_objects(subject, make_plan(subject.spec, Observed()))
     return {(obj["kind"], obj["metadata"]["name"]): stamp(obj) for obj in objects}
 

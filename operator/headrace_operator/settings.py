@@ -27,7 +27,10 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field(default="text", description="text for people, json for collectors")
     resync_seconds: float = Field(
-        default=60.0, ge=1, description="how often an object that nobody woke is looked at again, in seconds"
+        default=60.0,
+        ge=1,
+        description="how often an object that nobody woke is looked at again, in seconds; "
+        "less often where there are many: two a second in all",
     )
     concurrency: int = Field(default=16, ge=1, description="objects looked at in the same moment, at most")
     kv_node_disk_limit: str = Field(

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.05
 """Between a wake and its pass: several children that change in one go are one reason to look."""
+RESYNCS_PER_SECOND = 2.0
+"""Of all objects together: an idle operator costs no more with a thousand of them than with a hundred."""
 PASS_SECONDS = 120.0
 """No pass takes longer, whatever it waits for."""
 
@@ -32,6 +34,11 @@ Pass = Callable[[Ref], Awaitable[Look]]
 def backoff(failures: int, *, base: float = 0.5, longest: float = 60.0) -> float:
     """Seconds to wait after so many failures in a row: 0.5, 1, 2, … 60. None after none."""
     return min(longest, base * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0
+
+
+def resync_after(seconds: float, objects: int) -> float:
+    """Seconds until an object that nobody woke is looked at again: as set, or longer where there are many."""
+    return max(seconds, objects / RESYNCS_PER_SECOND)
 
 
 @dataclass
@@ -120,7 +127,8 @@ class Workers:
         if failures:
             return backoff(failures)
         # Spread out, so that a thousand objects of one start are not looked at in the same second for ever.
-        return look.seconds if look.seconds is not None else self._resync_seconds * uniform(0.8, 1.2)  # noqa: S311
+        resync = resync_after(self._resync_seconds, len(self._workers)) * uniform(0.8, 1.2)  # noqa: S311
+        return look.seconds if look.seconds is not None else resync
 
     async def _pass(self, ref: Ref) -> Look:
         """One pass; an error is a reason to try again."""

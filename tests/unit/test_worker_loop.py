@@ -9,7 +9,7 @@ from headrace_operator import worker
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.state import Look, Ref
 from headrace_operator.turns import Turns, Urgency
-from headrace_operator.worker import Workers, backoff
+from headrace_operator.worker import Workers, backoff, resync_after
 
 REF = Ref("demo", "chat", "uid-1")
 
@@ -233,3 +233,8 @@ async def test_one_that_ends_while_it_waits_keeps_nobody_from_a_turn() -> None:
 def test_pauses_grow_and_end_growing() -> None:
     assert [backoff(n) for n in range(6)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
     assert backoff(1000) == 60.0
+
+
+def test_few_objects_are_looked_at_again_as_often_as_is_set_and_many_less_often() -> None:
+    assert resync_after(60.0, 1) == 60.0
+    assert resync_after(60.0, 1000) == 500.0
