@@ -2,7 +2,7 @@
 whole rollouts whose target changes at any moment."""
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -99,6 +99,19 @@ def test_without_auto_rollback_it_is_held_while_others_serve() -> None:
 )
 def test_a_rollout_that_moves_has_not_failed(sentence: str, seen: Observed, said: InferenceDeploymentStatus) -> None:
     assert choose(NEW.spec(), seen, said, LATE).failed is None, sentence
+
+
+def test_a_write_that_fails_once_makes_no_rollout_fail_that_waits_for_something_else() -> None:
+    trying = replace(SEEN, pods=(pod(OLD, 0, ready=True), pod(NEW, 0, ready=True)))
+
+    def said(at: datetime) -> InferenceDeploymentStatus:
+        failing = Condition(
+            type="Degraded", status="True", reason="ApplyFailed", observed_generation=1, last_transition_time=at
+        )
+        return status(ready=1).model_copy(update={"conditions": (failing,)})
+
+    assert choose(NEW.spec(), trying, said(LATE), LATE).failed is None
+    assert choose(NEW.spec(), trying, said(START), LATE).failed == revision(NEW)
 
 
 def test_a_whole_revision_that_never_answers_has_failed_too() -> None:

@@ -22,6 +22,7 @@ from headrace_operator.api.v1alpha1 import (
     RevisionStatus,
     RolloutProgress,
 )
+from headrace_operator.gangs import whole
 from headrace_operator.known import SHOWN, blockers, listed
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.state import Observed, Pod, Target
@@ -117,8 +118,8 @@ def _stands_since(target: Target, before: InferenceDeploymentStatus, observed: O
     since = [pod.waiting_since for pod in _waiting(target, observed) if pod.waiting_since is not None]
     if since:
         return max(progress.since, min(since))
-    tried = any(condition.reason in TRIED for condition in before.conditions)
-    return progress.since if tried else None
+    tried = [one.last_transition_time for one in before.conditions if one.reason in TRIED]
+    return max(progress.since, min(tried)) if tried else None
 
 
 def _waiting(target: Target, observed: Observed) -> Iterator[Pod]:
@@ -133,7 +134,7 @@ def _progress(
     was = said.progress if said else None
     if said is not None and said.current == revision and was is None:
         return None
-    ready = sum(pod.live and pod.ready and pod.revision == revision for pod in observed.engines())
+    ready = sum(pod.live and pod.ready and pod.revision == revision for pod in whole(observed.engines()))
     if was is not None and was.revision == revision and ready <= was.ready:
         return was
     return RolloutProgress(revision=revision, ready=ready, since=now)
