@@ -123,7 +123,7 @@ def _print_steps(document: Object, documents: list[Object], namespace: str, old:
     where = document["metadata"].get("namespace", namespace)
     click.echo(f"# {where}/{name}: ready/all engine pods of each role and revision after each pass")
     if (document["spec"].get("rollout") or {}).get("canary"):
-        click.echo("# without rollout.canary, whose steps wait for the figures of real requests")
+        click.echo("# steps of rollout.canary are passed by time: nobody asks anything")
     for line in simulation.table(asyncio.run(simulation.simulate(document, before, maps))):
         click.echo(line)
 

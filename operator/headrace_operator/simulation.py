@@ -1,12 +1,13 @@
 """`headrace plan --simulate`: the whole way from one spec to another, in a cluster in memory, as a table of counts.
 
 The operator's own passes run against it, with kubelets that make everything ready between two of them. What is shown
-is what the operator would do where every engine starts; it says nothing of how long that takes.
+is what the operator would do where every engine starts, and no client asks anything; it says nothing of how long that
+takes.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from headrace_operator import names
@@ -25,13 +26,15 @@ Group = tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """What there is after one pass that changed engines."""
+    """What there is after one pass that changed engines, or the share of a canary."""
 
     number: int
     ready: Mapping[Group, int]
     there: Mapping[Group, int]
     created: int
     ended: int
+    share: int | None = None
+    """Percent of the requests that a canary gets from now on; None where it gets no more than before."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,6 @@ async def simulate(wanted: Object, before: Object | None = None, others: Iterabl
     """The way from nothing, or from a deployment that is whole, to another spec. `others` are objects that specs name,
     such as ConfigMaps. AssertionError: it does not come to rest."""
     sample = Sample.of(wanted)
-    if (wanted["spec"].get("rollout") or {}).get("canary"):
-        # Its steps wait for the figures of real requests, which there are none of here.
-        sample.set("rollout.canary", None)
     scene = Scene(Sample.of(before) if before is not None else sample)
     for obj in others:
         scene.cluster.put({**obj, "metadata": {**obj["metadata"], "namespace": scene.ref.namespace}})
@@ -75,10 +75,11 @@ async def _settle(scene: Scene) -> list[Row]:
     rows: list[Row] = []
     waits = 0
     for number in range(1, PASSES):
-        before, writes = scene.pods(), len(scene.cluster.writes)
+        before, share, writes = scene.pods(), _share(scene), len(scene.cluster.writes)
         look = await scene.reconcile()
-        if scene.pods() != before:
-            rows.append(_row(scene, number, before))
+        grown = _share(scene) if _share(scene) > share else None
+        if scene.pods() != before or grown is not None:
+            rows.append(replace(_row(scene, number, before), share=grown))
         if scene.kubelet() or len(scene.cluster.writes) != writes:
             waits = 0
         elif look.seconds is None or waits == WAITS:
@@ -87,6 +88,12 @@ async def _settle(scene: Scene) -> list[Row]:
             waits += 1
             scene.clock += WAIT
     raise AssertionError(f"no rest after {PASSES} passes")
+
+
+def _share(scene: Scene) -> int:
+    """Percent of the requests that a canary gets; 0 where there is none."""
+    revision = scene.status.get("revision") or {}
+    return int((revision.get("canary") or {}).get("share", 0))
 
 
 def _row(scene: Scene, number: int, before: list[str]) -> Row:
@@ -110,6 +117,7 @@ def table(path: Path) -> Iterator[str]:
     for row in path.rows:
         cells = [f"{row.ready[group]}/{row.there[group]}" if row.there[group] else "-" for group in path.groups]
         told = ", ".join(f"{verb} {count}" for verb, count in (("created", row.created), ("ended", row.ended)) if count)
+        told += f"{', ' if told else ''}canary gets {row.share} %" if row.share is not None else ""
         line = [f"{row.number:>4}", *(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True))]
         yield "  ".join([*line, f"{sum(row.ready.values()):>5}", f"{sum(row.there.values()):>4}", told]).rstrip()
     yield path.outcome

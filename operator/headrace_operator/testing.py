@@ -18,7 +18,17 @@ from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.cluster.fake import Call, FakeCluster, FakeRuntime
 from headrace_operator.reconcile import World, reconcile
 from headrace_operator.state import Defaults, Look, Object, Ref, Subject
-from headrace_runtime.contract import KvState, NodeState, RayState, WeightsState
+from headrace_runtime.contract import (
+    CONTRACT_FILE,
+    CanaryFigures,
+    CanaryShare,
+    GatewayContract,
+    GatewayFigures,
+    KvState,
+    NodeState,
+    RayState,
+    WeightsState,
+)
 
 DEFAULTS = Defaults("example.org/engine:1", "example.org/gateway:1", None)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,6 +104,8 @@ class Scene:
         self.ref = sample.ref()
         self.clock = START
         self._addresses = 0
+        self._held: tuple[CanaryShare | None, datetime] = (None, START)
+        """What gateways are told of a canary, and since when."""
         self.cluster.put(sample.build())
         self.cluster.now = lambda: self.clock
         self.world = World(self.cluster, self.runtime, DEFAULTS, lambda: self.clock, lambda: "a-token")
@@ -172,7 +184,24 @@ class Scene:
                 if obj.get("status") != wanted:
                     self.cluster.set_status(kind, namespace, name, wanted)
                     changed = True
-        return changed
+        return self._take_up() or changed
+
+    def _take_up(self) -> bool:
+        """Gateways hold what their contract says of a canary; nobody asks them anything. Whether they hold another."""
+        share = None
+        for (kind, _, name), obj in self.cluster.objects.items():
+            if kind == "ConfigMap" and name == names.gateway(self.ref.name):
+                share = GatewayContract.model_validate_json(obj["data"][CONTRACT_FILE]).canary
+        another = share != self._held[0]
+        if another:
+            self._held = share, self.clock
+        held = (self.clock - self._held[1]).total_seconds()
+        canary = CanaryFigures(share=share, seconds=held) if share is not None else None
+        for (kind, _, name), obj in self.cluster.objects.items():
+            if kind == "Pod" and name.startswith(f"{names.gateway(self.ref.name)}-") and "status" in obj:
+                reading = GatewayFigures(start=name, seconds=held, canary=canary)
+                self.runtime.readings[obj["status"]["podIP"]] = reading
+        return another
 
     def _gateways(self, deployment: Object) -> bool:
         """What a Deployment's controllers do: make and remove its pods. Whether there was anything to do."""

@@ -88,6 +88,16 @@ def test_simulates_a_rollout_step_by_step_within_its_bounds(tmp_path: Path) -> N
     assert outcome.startswith("UpToDate")
 
 
+def test_simulates_the_steps_of_a_canary(tmp_path: Path) -> None:
+    sample = Sample().split(2, 3).set("rollout.canary", {"steps": [10, 50, 100]})
+    old = written(tmp_path / "old.yaml", sample)
+    new = written(tmp_path / "new.yaml", sample.set("engine.dtype", "float16"))
+    told = call("plan", new, "--simulate", "--from", old).stdout
+    shares = [line.rpartition("canary gets ")[2] for line in told.splitlines() if "canary gets" in line]
+    assert shares == ["10 %", "50 %", "100 %"]
+    assert told.splitlines()[-1].startswith("UpToDate")
+
+
 def test_simulates_the_making_of_a_deployment(file: Path) -> None:
     first, last, outcome = (line.split() for line in call("plan", file, "--simulate").stdout.splitlines()[2:])
     assert first[1:] == ["0/1", "0/2", "0", "3", "created", "3"]
