@@ -22,7 +22,10 @@ from headrace_operator.turns import Turns, Urgency
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.05
-"""Between a wake and its pass: several children that change in one go are one reason to look."""
+"""Between a wake and its pass: what happens in one go is one reason to look."""
+SETTLES = 6
+"""So many times that, where children changed: pods that start together tell so one after the other, and each pass in
+between would be a write of the status."""
 RESYNCS_PER_SECOND = 2.0
 """Of all objects together: an idle operator costs no more with a thousand of them than with a hundred."""
 PASS_SECONDS = 120.0
@@ -111,7 +114,7 @@ class Workers:
         failures = 0
         while True:
             await worker.wake.wait()
-            await asyncio.sleep(SETTLE_SECONDS)
+            await self._settle(worker)
             async with self._turns.turn(worker.ref.uid, worker.urgency):
                 worker.wake.clear()
                 worker.urgency = Urgency.ROUTINE
@@ -122,6 +125,13 @@ class Workers:
                 return
             failures = failures + 1 if look.retry else 0
             await _wait(worker.wake, self._pause(look, failures))
+
+    async def _settle(self, worker: _Worker) -> None:
+        """A few moments for what comes in one go. Not for a user: an edit ends it after one."""
+        for _ in range(SETTLES):
+            await asyncio.sleep(SETTLE_SECONDS)
+            if worker.urgency is not Urgency.CHANGE:
+                return
 
     def _pause(self, look: Look, failures: int) -> float:
         if failures:

@@ -238,3 +238,31 @@ def test_pauses_grow_and_end_growing() -> None:
 def test_few_objects_are_looked_at_again_as_often_as_is_set_and_many_less_often() -> None:
     assert resync_after(60.0, 1) == 60.0
     assert resync_after(60.0, 1000) == 500.0
+
+
+async def test_children_that_change_one_after_the_other_are_one_reason_and_an_edit_does_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    passes = Passes()
+    workers = Workers(passes)
+    workers.notice(REF, 1, fresh=True)
+    await until(lambda: passes.count == 1)
+    monkeypatch.setattr(worker.asyncio, "sleep", counted)
+    workers.wake(REF.uid)
+    while passes.count < 2:
+        await sleep(0.001)
+    assert len(slept) == worker.SETTLES
+    workers.wake(REF.uid)
+    workers.notice(REF, 2)
+    while passes.count < 3:
+        await sleep(0.001)
+    assert len(slept) == worker.SETTLES + 1
+    monkeypatch.undo()
+    await workers.close()
