@@ -31,7 +31,7 @@ def test_an_operator_replaced_half_way_comes_to_the_same_end(headrace: Any, smal
     print(f"Ready {small.until_ready():.1f} s after the operator was killed in the middle")
     assert sorted(kind.partition("/")[0] for kind in small.children() if not kind.startswith("ReplicaSet")) == sorted(
         ["Pod"] * 3 + ["ConfigMap"] * 3 + ["Service"] * 2 + ["Secret", "Deployment", "Role", "RoleBinding"]
-        + ["ServiceAccount"]
+        + ["ServiceAccount", "ControllerRevision"]
     )  # fmt: skip
     with small.gateway() as url:
         assert small.complete(url, [5, 6, 7]).status == 200
