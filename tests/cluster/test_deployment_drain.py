@@ -215,23 +215,19 @@ def ready_engines(infd: Infd) -> Iterator[Ready]:
     chosen = f"{names.DEPLOYMENT}={infd.name},{names.COMPONENT}=engine"
     to = ("--kubeconfig", str(infd.kubectl.kubeconfig), "--namespace", infd.kubectl.namespace)
     how = ("--watch", "--output-watch-events", "--output=json", f"--selector={chosen}")
-    ready, decoder = Ready(), json.JSONDecoder()
+    ready = Ready()
     with subprocess.Popen([str(toolchain.kubectl()), *to, "get", "pods", *how], stdout=subprocess.PIPE) as watch:
 
         def follow() -> None:
             assert watch.stdout is not None
-            text = ""
             for line in watch.stdout:
-                text += line.decode()
-                if line.rstrip() == b"}":  # the end of an event: what is inside is indented
-                    event, _ = decoder.raw_decode(text)
-                    ready.note(event["type"], event["object"])
-                    text = ""
+                event = json.loads(line)
+                ready.note(event["type"], event["object"])
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            infd.until("both roles are seen", lambda: len(ready.fewest) == 2, 60)
+            infd.until("both roles are seen", lambda: len(ready.fewest) == 2, 90)
             yield ready
         finally:
             watch.terminate()
