@@ -288,7 +288,7 @@ def rollout_failed(known: Known) -> Judgement | None:
     if target is None or target.failed is None:
         return None
     told = f"The rollout of revision {target.failed} has failed: {target.message.rstrip('.')}."
-    undo = f"or `headrace rollback {known.ref.name}` puts an earlier one back"
+    undo = f"or `headrace rollback -n {known.ref.namespace} {known.ref.name}` puts an earlier one back"
     if target.rolled_back:
         told += f" Engines are of revision {target.revision} again, whatever the spec says: edit it, {undo}."
     elif target.held:

@@ -140,7 +140,7 @@ async def test_without_rollback_nothing_more_is_made_and_the_old_engines_stay() 
     assert set(old) < set(scene.pods())
     assert revision(scene)["failed"] == revision(scene)["updating"] == failing
     assert scene.reason(c.PROGRESSING) == scene.reason(c.DEGRADED) == "ProgressDeadlineExceeded"
-    assert "`headrace rollback chat`" in scene.judged(c.DEGRADED)["message"]
+    assert "`headrace rollback -n demo chat`" in scene.judged(c.DEGRADED)["message"]
     scene.fail(next(name for name in scene.pods() if failing in name))
     await scene.reconcile()
     await scene.reconcile()
