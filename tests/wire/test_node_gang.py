@@ -27,7 +27,7 @@ from headrace_runtime.node.readiness import Client, Intervals
 from headrace_runtime.node.sessions import members
 from tests import models
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 FAKE = (sys.executable, "-m", "headrace_runtime.engine.fake")
 LIVES = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -164,6 +164,21 @@ async def test_a_pod_that_dies_with_its_part_is_waited_for(tmp_path: Path) -> No
             state = await first.until(lambda state: state.engine_restarts == 1 and ready(state))
             await second.until(ready)
             assert state.engine_pid
+
+
+async def test_a_rank_whose_rank_0_dies_ends_its_part_and_joins_the_next(tmp_path: Path) -> None:
+    models.write(tmp_path / "model")
+    children = parents()
+    leader = f"127.0.0.1:{free_port()}"
+    async with AsyncExitStack() as stack:
+        async with pod(children, tmp_path, 0, leader, FAKE):
+            second = await stack.enter_async_context(pod(children, tmp_path, 1, leader, LIVES))
+            part = (await second.until(ready)).engine_pid
+        await second.until(lambda state: state.engine_pid is None)
+        assert members(part or 0) == set()
+        first = await stack.enter_async_context(pod(children, tmp_path, 0, leader, FAKE))
+        await first.until(ready)
+        await second.until(ready)
 
 
 async def test_a_rank_that_cannot_run_spends_the_budget_of_rank_0_which_says_why(tmp_path: Path) -> None:
