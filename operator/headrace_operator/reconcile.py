@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 STARTING_SECONDS = 5.0
 """How soon a deployment is looked at again while something starts: agents and Events wake nobody by themselves."""
+AGAIN_SECONDS = 0.5
+"""The same after a pass that wrote something: the next step may follow from that alone, and own writes wake nobody."""
 CANARY_WORDS = 400
 """Length of the canary's prompt where it shall be split: a few KV blocks, whatever their size."""
 
@@ -71,8 +73,10 @@ async def reconcile(world: World, ref: Ref) -> Look:
     if obj is None or obj["metadata"]["uid"] != ref.uid or "deletionTimestamp" in obj["metadata"]:
         return Look(ended=True)
     known = await _perform(world, ref, obj)
-    await _publish(world, known, obj["metadata"]["resourceVersion"])
-    return _answer(known)
+    told = await _publish(world, known, obj["metadata"]["resourceVersion"])
+    look = _answer(known)
+    wrote = told or known.outcome.applied or known.outcome.deleted
+    return Look(AGAIN_SECONDS) if wrote and not look.retry else look
 
 
 async def _perform(world: World, ref: Ref, obj: Object) -> Known:
@@ -160,15 +164,16 @@ async def _change(world: World, subject: Subject, target: Target, plan: Plan, ob
     return await apply_and_prune(world.cluster, subject.ref, desired_objects(subject, plan), observed, stay)
 
 
-async def _publish(world: World, known: Known, version: str) -> None:
-    """Step 8: one write, only if there is something new; then the Events."""
+async def _publish(world: World, known: Known, version: str) -> bool:
+    """Step 8: one write, only if there is something new; then the Events. Whether there was."""
     status = new_status(known)
     if status == known.previous:
-        return
+        return False
     said = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     await world.cluster.apply_status(known.ref, version, said)
     for note in announcements(known.previous, status):
         await world.cluster.event(known.ref, note.type, note.reason, note.message)
+    return True
 
 
 def _previous(obj: Object) -> InferenceDeploymentStatus:
