@@ -29,6 +29,7 @@ def _disk() -> Sample:
 
 BASES: dict[str, Sample] = {
     "split": Sample().split(),
+    "wide": Sample().split(2, 2),
     "serve": Sample().serve(1),
     "lora": Sample().split().set("engine.lora.folder", "node:///adapters"),
     "disk": _disk(),
@@ -103,6 +104,7 @@ HINTS: dict[str, Hint] = {
         base="lora", valid=("node:///adapters/blue", "node:///adapters/green"), boundary=("node:///adapters/b",),
         invalid=("node:///elsewhere/blue", "adapters/blue", "ftp://blue/b", 7),
     ),
+    "engine.maxModelLen": Hint(base="wide"),
     "engine.device.resource": Hint(boundary=()),
     "engine.device.count": Hint(also=NEEDS_COUNT, valid=(2,), boundary=(), invalid=(0, 1025, 3, "many")),
     "roles[].engine.device.resource": Hint(valid=("cpu", "amd.com/gpu"), boundary=()),
@@ -179,7 +181,7 @@ HINTS: dict[str, Hint] = {
     ),
     "recovery.backoff.base": Hint(valid=("6s", "1m30s"), boundary=("300s",), invalid=("301s", "soon", "0s")),
     "recovery.backoff.max": Hint(valid=("6m", "7m"), boundary=("5s",), invalid=("4s", "soon", "0s")),
-    "paused": Hint(also={"engine.maxModelLen": 64}),
+    "paused": Hint(also={"engine.maxModelLen": 64}, boundary=()),
 }  # fmt: skip
 
 EFFECTS: dict[str, Effect] = {

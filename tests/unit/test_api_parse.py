@@ -163,3 +163,22 @@ def test_nothing_that_a_user_can_write_raises(spec: dict[str, Any]) -> None:
 def test_one_problem_needs_no_counting() -> None:
     assert sentence([Problem("a", "b")]) == "a: b"
     assert sentence([Problem("a", "b"), Problem("c", "d")]) == "2 problems: a: b; c: d"
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        [{"name": "KEY", "value": 7_700_077}],
+        [{"name": "KEY", "valueFrom": "7700077"}],
+        [{"name": "KEY=7700077"}],
+        [{"KEY": "7700077"}],
+        "KEY=7700077",
+    ],
+)
+@pytest.mark.parametrize("role", [False, True])
+def test_what_stands_in_an_environment_variable_is_said_to_nobody(env: Any, role: bool) -> None:
+    engine = {"roles": [{"name": "serve", "engine": {"env": env}}]} if role else {"engine": {"env": env}}
+    said = problems({"model": {"source": "node:///m"}, **engine})
+
+    assert "env" in " ".join(said)
+    assert "7700077" not in " ".join(said)

@@ -73,7 +73,7 @@ def case_of(leaf: str, sort: str) -> Case:
 @pytest.mark.parametrize(
     ("leaf", "sort"),
     [
-        ("engine.maxModelLen", "valid"),
+        ("drain.timeout", "valid"),
         ("drain.timeout", "invalid"),
         ("gateway.limits.queue.maxWait", "valid"),
         ("roles[].replicas", "valid"),
@@ -156,7 +156,7 @@ async def test_a_child_that_a_bad_edit_changed_is_noticed() -> None:
 
 @pytest.mark.parametrize(
     ("leaf", "effect"),
-    [("rollout.maxSurge", "engines"), ("rollout.maxSurge", "objects"), ("engine.maxModelLen", "none")],
+    [("rollout.maxSurge", "engines"), ("rollout.maxSurge", "objects"), ("drain.timeout", "none")],
 )
 async def test_a_change_that_does_something_else_is_noticed(leaf: str, effect: Any) -> None:
     step = await sound(replace(case_of(leaf, "valid"), effect=effect))

@@ -131,8 +131,8 @@ def _problem(detail: ErrorDetails) -> Problem:
     if kind == "literal_error" and detail["input"] is False and "'Off'" in context["expected"]:
         return Problem(path, 'must be text: write "Off" in quotes, since YAML reads a bare Off as false')
     template = _MESSAGES.get(kind, detail["msg"].replace("{", "{{").replace("}", "}}"))
-    # The value of an environment variable may be a secret in the wrong place: problems go into the status.
-    message = template.format(input="this" if steps[-1] == "value" else _shown(detail["input"]), **context)
+    # Whatever stands in an environment variable may be a secret in the wrong place: problems go into the status.
+    message = template.format(input="this" if "env" in steps else _shown(detail["input"]), **context)
     if kind in {"missing", "string_pattern_mismatch"} and field is not None and field.description:
         message += ". " + " ".join(field.description.split())
     return Problem(path, message)
