@@ -75,8 +75,9 @@ async def reconcile(world: World, ref: Ref) -> Look:
     known = await _perform(world, ref, obj)
     told = await _publish(world, known, obj["metadata"]["resourceVersion"])
     look = _answer(known)
-    wrote = told or known.outcome.applied or known.outcome.deleted
-    return Look(AGAIN_SECONDS) if wrote and not look.retry else look
+    # Where something starts, what is told may be new in every pass: that alone is no reason for the next.
+    again = known.outcome.applied or known.outcome.deleted or (told and look.seconds is None)
+    return Look(AGAIN_SECONDS) if again and not look.retry else look
 
 
 async def _perform(world: World, ref: Ref, obj: Object) -> Known:

@@ -44,7 +44,9 @@ async def test_the_only_engine_of_a_role_answers_on_until_its_successor_does() -
     address = evict(scene, evicted)
     look = await scene.reconcile()
     (successor,) = set(scene.pods(role="decode")) - {evicted}
-    assert (scene.runtime.stays, look.seconds) == ([address], 5.0)
+    assert scene.runtime.stays == [address]
+    assert look.seconds is not None
+    assert look.seconds <= 5
     scene.say(evicted, phase="Draining", staying=True)
     await scene.reconcile()
     assert scene.runtime.stays == [address, address]
