@@ -129,7 +129,7 @@ def fixed(fleets: Fleets, steps: int) -> list[Static]:
         {name: round(low + (fleets.peak[name] - low) * step / (steps - 1)) for name, low in fleets.mean.items()}
         for step in range(steps)
     ]
-    return [Static(one, _split(one)) for one in sizes]
+    return [Static(one, name) for name, one in {_split(one): one for one in sizes}.items()]
 
 
 def judged(where: str, found: Sequence[Outcome], static: Sequence[Outcome]) -> list[Check]:

@@ -128,7 +128,6 @@ class Reason:
     FIGURES_MISSING: Final = "FiguresMissing"
     TARGET_OUT_OF_REACH: Final = "TargetOutOfReach"
     CAP_TOO_SMALL: Final = "CapTooSmall"
-    DRY_RUN: Final = "DryRun"
 
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"
