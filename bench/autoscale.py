@@ -30,7 +30,7 @@ COLD_STARTS: Final = (0.0, 60.0, 120.0, 300.0)
 AIM: Final = Aim(Target(3.0, 0.99), Target(0.12))
 CLIFF: Final = 0.95
 """A policy holds up to the longest cold start at which so many requests keep their targets."""
-MIX_REQUESTS: Final = 6000
+MIX_REQUESTS: Final = 2400
 """Of each trace in the mixed load."""
 
 COLUMNS: Final = (
