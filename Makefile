@@ -107,7 +107,7 @@ kv-torture: install ## The store of KV blocks: writers killed, bits flipped, fil
 	$(BIN)/python -m bench kv-torture $(if $(QUICK),--quick)
 
 .PHONY: fuzz
-fuzz: install ## Every field of the CRD changed and changed back, and 30 bugs that must be caught (QUICK=1: a sample; SEED=n)
+fuzz: install ## Every field of the CRD changed and changed back, and planted bugs that it must catch (QUICK=1: a sample; SEED=n)
 	$(BIN)/python -m sweep fuzz $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
 .PHONY: fuzz-gateway

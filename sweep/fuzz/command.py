@@ -19,8 +19,8 @@ from sweep.fuzz.campaign import Campaign, Killed, Tally, Violation, campaign
 from sweep.fuzz.cases import Case, UnplannedError, cases, draw
 from sweep.fuzz.mutants import MUTANTS, Mutant
 
-QUICK_LEAVES = 8
-QUICK_MUTANTS = 3
+QUICK_LEAVES = 6
+QUICK_MUTANTS = 2
 LEAST_KILLED = 0.95
 SHOWN = 10
 
