@@ -108,6 +108,9 @@ def command(
         options |= _lora(engine.lora)
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # routes that no client reaches: see gateway/request.py
     options |= _defaults(engine) | engine.extra_args
+    if engine.device == CPU and _workers(engine.parallelism) > 1 and options["enforce-eager"] is True:
+        # Eager or not, a vocabulary that is cut over workers is compiled, for which an image has no compiler.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     return Command((contract.model.path, *map(_word, options.items())), env | engine.env)
 
 
