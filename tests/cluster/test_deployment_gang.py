@@ -33,8 +33,6 @@ def gang(headrace: Any) -> Iterator[Infd]:
     (serve,) = manifest["spec"]["roles"]
     prefill = {**serve, "name": "prefill", "parallelism": {"tensor": 2, "pods": 2}}
     manifest["spec"]["roles"] = [prefill, {**serve, "name": "decode"}]
-    # Engines that share a layer compile a function of it, and the image of the tests has no compiler.
-    manifest["spec"]["engine"].setdefault("env", []).append({"name": "TORCHDYNAMO_DISABLE", "value": "1"})
     manifest["spec"]["recovery"] = {"backoff": {"base": "1s", "max": "5s"}}
     try:
         infd.apply(manifest)
