@@ -10,8 +10,8 @@ Phase = Literal[
 Reason = Literal[
     "", "ModelNotFound", "FetchFailed", "CacheTooSmall", "UnsafeFiles", "FilesDamaged", "SignatureInvalid",
     "DigestMismatch",
-    "EngineMissing", "EngineTooOld", "ConnectorMissing", "LoaderMissing", "RayMissing", "EngineFailed", "EngineUnhealthy",
-    "RestartBudgetSpent", "RanksMissing", "RankLost",
+    "EngineMissing", "EngineTooOld", "ConnectorMissing", "LoaderMissing", "RayMissing",
+    "EngineFailed", "EngineUnhealthy", "RestartBudgetSpent", "RanksMissing", "RankLost",
 ]  # fmt: skip
 
 
