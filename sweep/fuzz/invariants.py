@@ -233,9 +233,15 @@ def taken(step: Step) -> bool:
 
 
 def sizes(spec: Spec) -> dict[str, int]:
-    """Engines that each role shall have, as a user would read it."""
+    """Engine pods that each role shall have, as a user would read it: an engine may be spread over several."""
     roles = spec.get("roles") or [{"name": "serve"}]
-    return {role["name"]: 0 if spec.get("suspend") else role.get("replicas", 1) for role in roles}
+    return {role["name"]: 0 if spec.get("suspend") else role.get("replicas", 1) * _pods(spec, role) for role in roles}
+
+
+def _pods(spec: Spec, role: Object) -> int:
+    """Pods of one engine of a role."""
+    pods: int = role.get("parallelism", {}).get("pods") or spec.get("parallelism", {}).get("pods", 1)
+    return pods
 
 
 def _can_be_ready(step: Step) -> bool:
@@ -249,8 +255,10 @@ def _bounds(step: Step) -> dict[str, tuple[int, int]]:
         return {}
     old, new, rollout = sizes(step.was), sizes(step.case.spec), step.case.spec.get("rollout", {})
     surge, unavailable = rollout.get("maxSurge", 1), rollout.get("maxUnavailable", 0)
+    # While an engine of two pods makes room for one of one, each counts with all its pods.
+    pods = max(_pods(spec, role) for spec in (step.was, step.case.spec) for role in spec.get("roles") or [{}])
     return {
-        role: (max(0, min(old[role], new[role]) - unavailable), max(old[role], new[role] + surge))
+        role: (max(0, min(old[role], new[role]) - unavailable), max(old[role], new[role] + surge * pods))
         for role in old.keys() & new.keys()
     }
 
