@@ -121,7 +121,7 @@ class Fleet:
         self._turn = 0
         self._chance = random.Random(self.setting.seed)
         self._affinity = Affinity(clock=lambda: self.now)
-        self._recorder = Recorder(self.setting)
+        self._recorder = Recorder(self.setting.aim, self.setting.window, self.setting.windows)
         self._held: list[Journey] = []
         """No engine of a role is ready."""
         self._loads: dict[str, int] = {}

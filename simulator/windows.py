@@ -4,13 +4,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING
 
-from headrace_operator.plan.scaling import Target, Window
+from headrace_operator.plan.scaling import Aim, Target, Window
 from simulator.engine import Journey
-
-if TYPE_CHECKING:
-    from simulator.fleet import Setting
 
 
 @dataclass
@@ -25,10 +21,11 @@ class _Open:
 class Recorder:
     """One for all gateways."""
 
-    def __init__(self, setting: "Setting") -> None:
-        self._setting = setting
+    def __init__(self, aim: Aim, seconds: float, kept: int) -> None:
+        """`seconds`: length of a window. `kept`: so many are told, the newest."""
+        self._aim, self._seconds = aim, seconds
         self._open = _Open()
-        self._closed: deque[tuple[float, Window]] = deque(maxlen=setting.windows)
+        self._closed: deque[tuple[float, Window]] = deque(maxlen=kept)
         self._waiting: dict[Journey, None] = {}
         self._writing = 0
         self._written = 0.0
@@ -57,12 +54,12 @@ class Recorder:
     def close(self, now: float, ready: Mapping[str, float]) -> None:
         """End the window that is open."""
         self._count(now, 0)
-        window, aim = self._open, self._setting.aim
+        window, aim = self._open, self._aim
         prompts = [journey.request.prompt for journey in window.arrived]
         computed, of = sum(j.computed for j in window.computed), sum(j.request.prompt for j in window.computed)
         ended = Window(
             age=0.0,
-            seconds=self._setting.window,
+            seconds=self._seconds,
             requests=float(len(window.arrived)),
             prompt=sum(prompts) / len(prompts) if prompts else None,
             cached=max(0.0, 1 - computed / of) if of else None,
@@ -70,7 +67,7 @@ class Recorder:
             ttft=_quantile(window.firsts, aim.ttft),
             itl=_quantile(window.gaps, aim.itl),
             waiting=max((now - journey.request.at for journey in self._waiting), default=0.0),
-            writing=self._written / self._setting.window,
+            writing=self._written / self._seconds,
             usual_ttft=median(window.firsts) if window.firsts else None,
             engines=dict(ready),
         )

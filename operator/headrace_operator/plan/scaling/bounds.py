@@ -1,7 +1,7 @@
 """What no policy can pass: each role's bounds, and the accelerators of all roles together. Pure.
 
-Every answer goes through `granted`, that of a policy of one's own too. That a change does not pass the cap half-way is
-the plan's doing (`plan/cap.py`), which sees pods; here are sizes.
+Every answer goes through `granted`, that of a policy of one's own too. These are sizes: that pods do not pass the cap
+half-way through a change is what `Aim.spare` sets aside for.
 """
 
 from collections.abc import Callable, Mapping
