@@ -176,6 +176,7 @@ HINTS: dict[str, Hint] = {
     "scaling.mode": Hint(valid=("External",), boundary=("Fixed",)),
     "scaling.policy": Hint(valid=("my.policy:Best",), boundary=("builtin",)),
     "rollout.maxSurge": Hint(valid=(2, 3), boundary=(1, 1000)),
+    "rollout.autoRollback": Hint(also={"rollout.progressDeadline": "10m"}),
     "rollout.canary.steps": Hint(
         valid=([10, 100], [100]), boundary=([1, 100],), invalid=([], [50], [50, 10, 100], "all"),
     ),

@@ -110,6 +110,13 @@ def slo_target(spec: InferenceDeploymentSpec) -> Problems:
         yield Problem("spec.slo", "has no target: set ttft, itl or both")
 
 
+def rollback_has_a_cause(spec: InferenceDeploymentSpec) -> Problems:
+    """A rollout fails by its deadline or by its canary alone."""
+    rollout = spec.rollout
+    if rollout.auto_rollback and rollout.progress_deadline is None and rollout.canary is None:
+        yield Problem("spec.rollout.autoRollback", "nothing makes a rollout fail: set progressDeadline or canary as well")
+
+
 def _engines(spec: InferenceDeploymentSpec) -> Iterator[tuple[str, Engine]]:
     """Engines as they were written, with their paths: the deployment's and the roles' overrides."""
     yield "spec.engine", spec.engine

@@ -198,6 +198,13 @@ RULES: tuple[Rule, ...] = (
         "(self.scaling.mode != 'Fixed' || !has(self.roles) || self.roles.all(r, !has(r.scaling)))",
         ".scaling.mode",
     ),
+    Rule(
+        checks.rollback_has_a_cause,
+        ("spec.rollout",),
+        "nothing makes a rollout fail: set progressDeadline or canary as well",
+        "!has(self.autoRollback) || !self.autoRollback || has(self.progressDeadline) || has(self.canary)",
+        ".autoRollback",
+    ),
     Rule(checks.slo_target, ("spec.slo",), "set ttft, itl or both", "has(self.ttft) || has(self.itl)"),
     Rule(
         checks.cpu_has_no_count,
