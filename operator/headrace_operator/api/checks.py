@@ -112,9 +112,10 @@ def slo_target(spec: InferenceDeploymentSpec) -> Problems:
 
 def rollback_has_a_cause(spec: InferenceDeploymentSpec) -> Problems:
     """A rollout fails by its deadline or by its canary alone."""
-    rollout = spec.rollout
-    if rollout.auto_rollback and rollout.progress_deadline is None and rollout.canary is None:
-        yield Problem("spec.rollout.autoRollback", "nothing makes a rollout fail: set progressDeadline or canary as well")
+    may_fail = spec.rollout.progress_deadline is not None or spec.rollout.canary is not None
+    if spec.rollout.auto_rollback and not may_fail:
+        why = "nothing makes a rollout fail: set progressDeadline or canary as well"
+        yield Problem("spec.rollout.autoRollback", why)
 
 
 def _engines(spec: InferenceDeploymentSpec) -> Iterator[tuple[str, Engine]]:
