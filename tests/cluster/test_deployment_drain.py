@@ -36,6 +36,7 @@ def pair(headrace: Any) -> Any:
         "roles": roles(infd.name, 1, 1),
         "gateway": {"replicas": 1, "drainTimeout": "120s"},
         "drain": {"timeout": "300s"},
+        "rollout": {"historyLimit": 0},
     }
     infd.apply(manifest)
     try:
@@ -55,6 +56,11 @@ def test_a_rollout_under_load_loses_no_request_and_keeps_both_roles_at_their_siz
     print(f"{load}; fewest ready: {dict(ready.fewest)}")
     assert load.lost == [], str(load)
     assert ready.fewest == {"prefill": 1, "decode": 1}
+    pair.until("the old revision's record is pruned", lambda: len(records(pair)) == 1, 90)
+
+
+def records(infd: Infd) -> list[str]:
+    return [child for child in infd.children() if child.startswith("ControllerRevision/")]
 
 
 @pytest.mark.timeout(420)
