@@ -236,8 +236,17 @@ def test_no_figures_pass_the_bounds_or_the_cap_or_crash(asked: Ask) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 8), st.integers(1, 8), st.lists(any_window, max_size=4))
 def test_no_role_shrinks_without_minutes_of_figures(prefill: int, decode: int, seen: list[Window]) -> None:
-    assert sizes(ask(tuple(seen), roles=roles(prefill, decode))) >= (prefill, decode)
-    assert decide(ask(tuple(seen), roles=roles(prefill, decode))).sizes["decode"] >= decode
+    short = tuple(replace(one, seconds=min(one.seconds, 40.0)) for one in seen)
+    answer = decide(ask(short, roles=roles(prefill, decode)))
+    assert answer.sizes["prefill"] >= prefill
+    assert answer.sizes["decode"] >= decode
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 8), st.integers(1, 8))
+def test_minutes_without_a_request_are_figures_too(prefill: int, decode: int) -> None:
+    idle = Window(age=0.0, seconds=180.0, requests=0.0)
+    assert sizes(ask((idle,), roles=roles(prefill, decode))) == (1, 1)
 
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 8.0, 11.9, 18.0, 23.9, 30.0, 36.0, 41.5, 60.0])
