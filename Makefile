@@ -70,6 +70,10 @@ check: lint types ## Lint, types, import contracts and the fast tests: the minut
 	$(PYTEST) -q -n 2 -m "not slow" $(FAST)
 	@$(MAKE) --no-print-directory verify
 
+.PHONY: explore
+explore: install ## The property tests with new examples (ROUNDS=n, 5 without)
+	@for round in $$(seq $(or $(ROUNDS),5)); do $(PYTEST) -q -n 2 -m hypothesis --hypothesis-profile explore $(FAST) || exit 1; done
+
 .PHONY: test-slow
 test-slow: install ## Of the same layers, the tests that take seconds
 	$(PYTEST) -q -n 2 -m slow $(FAST)

@@ -23,7 +23,8 @@ from headrace_operator.errors import ClusterError
 from headrace_operator.state import Object
 from headrace_operator.testing import Sample
 from sweep.life import write_kubeconfig
-from sweep.proxy import Proxy, Upstream, Watches
+from sweep.proxy import Upstream, Watches
+from tests.api.ways import CuttableProxy
 
 pytestmark = pytest.mark.timeout(240)
 PATIENCE = 90.0
@@ -39,25 +40,10 @@ async def until(what: str, done: Callable[[], Awaitable[bool]]) -> None:
 
 
 @dataclass
-class Recorder(Proxy):
+class Recorder(CuttableProxy):
     """One operator's way to the API server, with the times of what it wrote, renewals left out."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
-    streams: set[asyncio.Task[object]] = field(default_factory=set)
-
-    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None
-        self.streams.add(task)
-        try:
-            return await super()._stream(request)
-        finally:
-            self.streams.discard(task)
-
-    def end_watches(self) -> None:
-        """A watch whose client is gone would end with its next event only."""
-        for task in self.streams:
-            task.cancel()
 
     async def _write(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
         began = time.monotonic()
@@ -101,7 +87,7 @@ class Stage:
     async def operator(self, name: str) -> Process:
         way = Recorder(self.upstream, watches=PROMPT)
         await self.stack.enter_async_context(way.listening())
-        self.stack.callback(way.end_watches)
+        self.stack.callback(way.cut_watches)
         folder = self.folder / name
         folder.mkdir()
         environment = {

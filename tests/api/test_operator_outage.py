@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from aiohttp import web
 from headrace_operator import handlers
 from headrace_operator.cluster import INFERENCE_DEPLOYMENT, mirror
 from headrace_operator.testing import Sample
-from sweep.proxy import Proxy, Upstream, Watches
+from sweep.proxy import Upstream, Watches
 from sweep.stage import Client, Stage, install, served
 from sweep.watched import operating
+from tests.api.ways import CuttableProxy
 
 pytestmark = pytest.mark.timeout(180)
 PATIENCE = 60.0
@@ -25,7 +26,7 @@ AWAY = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Se
 
 
 @dataclass
-class Way(Proxy):
+class Way(CuttableProxy):
     """The operator's way to the API server, with trouble on demand."""
 
     away: bool = False
@@ -33,7 +34,6 @@ class Way(Proxy):
     expired: bool = False
     """Whatever version a watch begins with is too old."""
     refused: int = 0
-    streams: set[asyncio.Task[object]] = field(default_factory=set)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if not self.away:
@@ -45,17 +45,7 @@ class Way(Proxy):
         if self.expired:
             self.refused += 1
             return web.Response(text=json.dumps({"type": "ERROR", "object": GONE}) + "\n")
-        task = asyncio.current_task()
-        assert task is not None
-        self.streams.add(task)
-        try:
-            return await super()._stream(request)
-        finally:
-            self.streams.discard(task)
-
-    def cut_watches(self) -> None:
-        for task in self.streams:
-            task.cancel()
+        return await super()._stream(request)
 
 
 async def until(done: Callable[[], Awaitable[bool]]) -> None:

@@ -8,22 +8,13 @@ from typing import Any
 
 import pytest
 
+from chaos.faults import IN_A_POD
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason
 from tests.cluster.deployments import Infd, prompt_of, tiny
 
 START_SECONDS = 240
-
-# Runs in a rank's pod: ends the worker, the child of vLLM's process that holds its part of the model.
-KILL_THE_WORKER = """
-import os, pathlib, re, signal, sys
-def number(pid, key):
-    return int(re.search(rf"^{key}:\\s+(\\d+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1])
-pids = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]
-children = [pid for pid in pids if number(pid, "PPid") == int(sys.argv[1])]
-os.kill(max(children, key=lambda pid: number(pid, "VmRSS")), signal.SIGKILL)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def test_a_killed_worker_of_one_rank_starts_both_anew_in_their_pods(gang: Infd) 
     gang.until_ready(START_SECONDS)
     first, second = ranks(gang)
     lives, before = gang.lives(), gang.agent(first)
-    gang.kubectl("exec", second, "--", "python3.11", "-c", KILL_THE_WORKER, str(gang.agent(second).engine_pid))
+    gang.kubectl("exec", second, "--", "python3.11", "-c", IN_A_POD, "core", str(gang.agent(second).engine_pid))
 
     def again() -> bool:
         state = gang.agent(first)

@@ -156,6 +156,18 @@ def test_a_rising_load_is_met_before_it_is_there() -> None:
     assert (ahead(rising, 120.0) or 0.0) > 20.0
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [Window(0.0, 1e-244, requests=25.0), Window(0.0, 1e-9, requests=1e9), Window(0.0, 30.0, requests=1e9)],
+    ids=["of no length", "of a nanosecond", "of a thousand million requests"],
+)
+def test_one_odd_window_among_windows_of_one_age_is_no_crash(odd: Window) -> None:
+    idle = Window(0.0, 30.0, requests=0.0)
+    alone = (Role("serve", 0, 0, 1),)
+    assert decide(Ask(AIM, alone, (idle, idle, idle, odd, idle))).sizes["serve"] <= 1
+    assert decide(Ask(AIM, alone, (odd,) * 6)).sizes["serve"] <= 1
+
+
 def test_one_giant_request_is_no_fleet() -> None:
     seen = list(windows(12, requests=5.0, prompt=500.0))
     seen[0] = replace(seen[0], requests=1.0, prompt=900_000.0, ttft=60.0, waiting=50.0)

@@ -6,15 +6,17 @@ Neither asks Ray anything: state is read from agents, since a call to Ray can bl
 
 import logging
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from headrace_operator.state import Canary, CanaryAnswer
 from headrace_runtime.contract import AGENT_PORT, GATEWAY_ADMIN_PORT, GatewayFigures, NodeState
 
 logger = logging.getLogger(__name__)
+
+Told = TypeVar("Told", bound=BaseModel)
 
 STATE_SECONDS = 1.5
 FIGURES_SECONDS = 2.0
@@ -41,25 +43,20 @@ class HttpRuntime:
         await self._session.close()
 
     async def node_state(self, address: str) -> NodeState | None:
-        try:
-            async with self._session.get(
-                f"http://{_host(address)}:{self._agent_port}/state", timeout=aiohttp.ClientTimeout(total=STATE_SECONDS)
-            ) as response:
-                if response.status != HTTPStatus.OK:
-                    return None
-                return NodeState.model_validate_json(await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-            return None
+        return await self._told(NodeState, f"http://{_host(address)}:{self._agent_port}/state", STATE_SECONDS)
 
     async def figures(self, address: str) -> GatewayFigures | None:
+        return await self._told(
+            GatewayFigures, f"http://{_host(address)}:{self._gateway_port}/figures", FIGURES_SECONDS
+        )
+
+    async def _told(self, what: type[Told], url: str, seconds: float) -> Told | None:
+        """What is answered to a GET. None: no usable answer in time."""
         try:
-            async with self._session.get(
-                f"http://{_host(address)}:{self._gateway_port}/figures",
-                timeout=aiohttp.ClientTimeout(total=FIGURES_SECONDS),
-            ) as response:
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=seconds)) as response:
                 if response.status != HTTPStatus.OK:
                     return None
-                return GatewayFigures.model_validate_json(await response.read())
+                return what.model_validate_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
 

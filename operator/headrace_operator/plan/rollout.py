@@ -7,9 +7,8 @@ Bounds that hold at every step, for each role of size D:
 - live pods never pass D + surge by a creation;
 - ready pods are never ended below D - unavailable;
 - a ready pod of the new revision counts towards that floor only as far as the *other* roles have come too, since
-prefill
-  and decode work together within one revision only. The role that is furthest behind is never held back by this, so a
-  rollout always goes on as long as new pods become ready.
+  prefill and decode work together within one revision only. The role that is furthest behind is never held back by
+  this, so a rollout always goes on as long as new pods become ready.
 """
 
 from collections.abc import Mapping

@@ -14,6 +14,8 @@ MOST_RISE: Final = 1.5
 """Most that is added for what the load may do unforeseen."""
 _CLEAR: Final = 2.0
 """Standard errors that a trend must stand out by."""
+_SPREAD: Final = 1.0
+"""Of moments, in seconds²: windows that lie on one another have no trend."""
 
 
 def rates(windows: Sequence[Window]) -> list[tuple[float, float]]:
@@ -43,6 +45,8 @@ def _trend(windows: Sequence[Window], horizon: float) -> float:
     ages, values = [-age for age, _ in points], [rate for _, rate in points]
     middle, mean = sum(ages) / len(ages), sum(values) / len(values)
     spread = sum((age - middle) ** 2 for age in ages)
+    if spread < _SPREAD:
+        return 0.0
     slope = sum((age - middle) * (value - mean) for age, value in zip(ages, values, strict=True)) / spread
     rest = sum((value - mean - slope * (age - middle)) ** 2 for age, value in zip(ages, values, strict=True))
     error = math.sqrt(rest / (len(points) - 2) / spread)

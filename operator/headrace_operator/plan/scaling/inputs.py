@@ -16,6 +16,8 @@ ENOUGH_REQUESTS: Final = 20
 LATE_SECONDS: Final = 90.0
 """A newest window that ended longer ago says nothing about now."""
 _ABSURD: Final = 1e9
+LEAST_SECONDS: Final = 1.0
+"""A shorter window has no rate worth the name."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,14 @@ def number(value: float | None, most: float = _ABSURD) -> float | None:
 
 
 def sane(ask: Ask) -> Ask:
-    """The ask without figures that cannot be true, its windows newest first. A window without a length is none."""
-    windows = [_sane(window) for window in ask.windows if number(window.age) is not None and number(window.seconds)]
+    """The ask without figures that cannot be true, its windows newest first. One of no length to speak of is none."""
+    windows = [_sane(one) for one in ask.windows if number(one.age) is not None and _long(one.seconds)]
     model = ask.model if all(number(value) is not None for value in vars(ask.model).values()) else Model()
     return replace(ask, windows=tuple(sorted(windows, key=lambda window: window.age)), model=model)
+
+
+def _long(seconds: float) -> bool:
+    return (number(seconds) or 0.0) >= LEAST_SECONDS
 
 
 def _sane(window: Window) -> Window:
