@@ -167,28 +167,62 @@ class CanaryStatus(Reported):
     """The engine that wrote the tokens."""
 
 
+class RoleSize(Reported):
+    """How many engines one role is to have."""
+
+    name: Text
+    """The role."""
+    size: Count
+    """Engines."""
+
+
 class ScalingDecision(Reported):
-    """One decision about a role's size."""
+    """One change of a role's size that was decided, and why."""
 
     time: Timestamp
     """When."""
     role: Text
-    """The role."""
+    """Whose size."""
     from_: Annotated[Count, Field(alias="from")]
-    """Engines before."""
+    """Engines that it was to have."""
     to: Count
-    """Engines after."""
+    """Engines that it is to have."""
     reason: Text
-    """Why."""
-    inputs: dict[str, Text] = Field(default={}, max_length=32)
-    """What was measured."""
+    """Why, in a sentence."""
+    swap: bool = False
+    """The engines come from the other role, or go to it."""
+    inputs: dict[Text, Text] = Field(default={}, max_length=32)
+    """The figures that decided, in words."""
+
+
+class ScalingModel(Reported):
+    """What one engine can do, as this deployment was measured. Seconds, to three digits."""
+
+    pace: float
+    """Of a computed prompt token."""
+    step: float
+    """Of a decode step for one request with no context."""
+    per_request: float
+    """That each request in the batch adds to a step."""
+    per_token: float
+    """That each token of context in the batch adds to a step."""
+    queueing: float
+    """What prompts wait for engines, against what the queue's formula says; no unit."""
+    startup: float
+    """From a new engine's creation until it is ready."""
 
 
 class ScalingStatus(Reported):
-    """Decisions about size."""
+    """How the roles' sizes are decided. Absent while the spec fixes them."""
 
+    sizes: tuple[RoleSize, ...] = Field(default=(), max_length=2, json_schema_extra=list_map("name"))
+    """What was decided. With spec.scaling.dryRun it is not carried out: roles[].desired says what is."""
     last_decisions: tuple[ScalingDecision, ...] = Field(default=(), max_length=20, json_schema_extra=ATOMIC)
     """The newest first."""
+    model: ScalingModel | None = None
+    """What was learnt of the engines."""
+    asleep_since: Timestamp | None = None
+    """Since when no engine runs because nobody asked."""
 
 
 class Incident(Reported):
