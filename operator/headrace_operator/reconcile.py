@@ -24,7 +24,7 @@ from headrace_operator.figures import in_step
 from headrace_operator.known import Known, rolled_out, shortages
 from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
 from headrace_operator.observe import observe, read_figures
-from headrace_operator.plan import make_plan
+from headrace_operator.plan import Terms, make_plan
 from headrace_operator.plan.canary import WHOLE, Trial, Verdict, judge, told
 from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
@@ -109,7 +109,7 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     subject = Subject(ref, known.generation, spec, world.defaults, digest, adapters, target.manifest)
     placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
     trial = _trial(target, previous.revision, verdict)
-    plan = make_plan(spec, observed, placed, known.now, held=target.held, trial=trial)
+    plan = make_plan(spec, observed, placed, known.now, Terms(held=target.held, trial=trial))
     known = replace(known, observed=observed, subject=subject, target=target, plan=plan)
     if not spec.paused and not known.manifest_missing:
         await _hold(world, needed_still(plan, observed.engines(), spec.rollout.max_unavailable))

@@ -7,6 +7,7 @@ puts pods' names to its counts.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count, islice, repeat
 
@@ -25,29 +26,41 @@ NOWHERE: Mapping[str, str] = {}
 BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a plan keeps to beside the spec."""
+
+    held: bool = False
+    """No engine is made (`target.py`)."""
+    trial: Trial | None = None
+    """Only a part of the rollout may end (`canary.py`)."""
+    sizes: Mapping[str, int] | None = None
+    """Engines of each role where the spec does not fix them. None: it does, or they are at their least."""
+
+
+AS_WRITTEN = Terms()
+
+
 def make_plan(
     spec: InferenceDeploymentSpec,
     observed: Observed,
     placement: Mapping[str, str] = NOWHERE,
     now: datetime = BEFORE_ALL,
-    *,
-    held: bool = False,
-    trial: Trial | None = None,
+    terms: Terms = AS_WRITTEN,
 ) -> Plan:
-    """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it;
-    a plan that is `held` makes no engine (`target.py`), one with a `trial` may end only a part of the rollout
-    (`canary.py`).
+    """One step from what is observed towards the spec. `placement` is that of the plan before, as the status keeps it.
 
     Nothing observed gives the first step, which is the whole deployment. Must not be called when the reads failed.
     """
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
-    sizes: dict[str, int] = {role.name: 0 if spec.suspend else role.replicas for role in effective_roles(spec)}
+    of_roles: dict[str, int] = {role.name: role.replicas for role in effective_roles(spec)} | dict(terms.sizes or {})
+    sizes = {role: 0 if spec.suspend else size for role, size in of_roles.items()}
     engines = labelled(whole(observed.engines()), sizes)
     disk = spec.kv_cache.disk if spec.kv_cache.disk and spec.kv_cache.disk.outlives_pods else None
     blocks: dict[str, str] = {}
     if disk is not None:
         engines = let_go(engines, placement, disk.return_to_node)
-        room: dict[str, int] = {role.name: role.replicas + spec.rollout.max_surge for role in effective_roles(spec)}
+        room = {role: size + spec.rollout.max_surge for role, size in of_roles.items()}
         blocks = places(engines, placement, room, disk.return_to_node, now)
     if spec.disaggregation.role_change.enabled:
         engines = change_roles(engines, revision, sizes, _floors(spec, sizes))
@@ -56,8 +69,9 @@ def make_plan(
         role: _count(pods, revision, sizes.get(role, 0), leaving=role not in sizes) for role, pods in by_role.items()
     }
     bounds = Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable)
+    trial = terms.trial
     canary = stand(trial, Rolling(revision, sizes, bounds, engines), now) if trial is not None else None
-    steps = next_step(counts, bounds, held=held, holds=canary.holds if canary is not None else None)
+    steps = next_step(counts, bounds, held=terms.held, holds=canary.holds if canary is not None else None)
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
