@@ -231,7 +231,7 @@ MUTANTS: tuple[Mutant, ...] = (
            patches={"headrace_operator.apply.needed": lambda *_: True}),
     Mutant("half-blind", "a contract is made once and not changed", ("gateway.limits.queue",),
            patches={"headrace_operator.apply.needed": _needed_but_deployments}),
-    Mutant("silent-ignorer", "what is not acted on is ignored", ("slo", "gateway.tls"),
+    Mutant("silent-ignorer", "what is not acted on is ignored", ("observability", "gateway.tls"),
            patches={f"{PARSE}.unsupported": lambda *_: []}),
     Mutant("lawless", "rules between fields are left to the API server", ("rollout.canary", "recovery.backoff"),
            patches={f"{PARSE}.check": lambda *_: []}, sort="invalid"),

@@ -72,18 +72,18 @@ def test_an_invalid_spec_is_refused_by_the_api_server(chat: Any) -> None:
 def test_a_field_without_effect_is_named_and_harms_nothing(chat: Any) -> None:
     infd = chat.infd
     lives, children = infd.lives(), set(infd.children())
-    infd.patch(observability={"podMonitor": True}, scaling={"dryRun": True})
+    infd.patch(observability={"podMonitor": True}, networkPolicy={"mode": "DefaultDeny"})
     try:
         infd.until_condition(c.ACCEPTED, "False", Reason.INVALID_SPEC)
         assert "spec.observability" in infd.message(c.ACCEPTED)
-        assert "spec.scaling.dryRun" in infd.message(c.ACCEPTED), "all problems at once"
+        assert "spec.networkPolicy.mode" in infd.message(c.ACCEPTED), "all problems at once"
         assert infd.conditions()[c.READY]["status"] == "False"
         with infd.gateway() as url:
             assert infd.complete(url, "Hello").status == 200
         assert infd.lives() == lives
         assert set(infd.children()) == children
     finally:
-        infd.patch(observability={"podMonitor": False}, scaling={"dryRun": False})
+        infd.patch(observability={"podMonitor": False}, networkPolicy={"mode": "Off"})
     infd.until_condition(c.ACCEPTED, "True", Reason.VALID)
     infd.until_ready(60)
     assert infd.lives() == lives

@@ -43,7 +43,7 @@ def test_all_problems_are_said_at_once_of_fields_and_between_them() -> None:
             "drain": {"timeout": "5"},
             "engine": {"device": {"resource": "cpu", "count": 2}, "env": [{"name": "1"}]},
             "rollout": {"maxSurge": 0},
-            "slo": {"ttft": {"target": "1s"}},
+            "observability": {"podMonitor": True},
         },
         name="My.Chat",
     )
@@ -54,9 +54,9 @@ def test_all_problems_are_said_at_once_of_fields_and_between_them() -> None:
         "spec.engine.device.count",
         "spec.engine.env[0].name",
         "spec.model.sauce",
+        "spec.observability",
         "spec.paralelism",
         "spec.rollout",
-        "spec.slo",
     ]
 
 

@@ -61,17 +61,9 @@ SET: dict[str, Any] = {
     "executor": "Ray",
     "roles": [
         {"name": "prefill", "engine": {"speculative": {"method": "MTP"}, "weightsOffload": {"cpu": "1Gi"}}},
-        {"name": "decode", "scaling": {"max": 8}},
+        {"name": "decode"},
     ],
-    "disaggregation": {"roleChange": {"cooldown": "5s"}},
-    "slo": {"ttft": {"target": "500ms"}},
-    "scaling": {
-        "mode": "SLO",
-        "maxAccelerators": 16,
-        "toZero": {"after": "10m"},
-        "dryRun": True,
-        "policy": "package.module:function",
-    },
+    "scaling": {"mode": "External", "toZero": {"after": "10m"}, "policy": "package.module:function"},
     "gateway": {
         "tls": {"secretRef": {"name": "tls"}},
         "expose": {"loadBalancer": {}},
@@ -96,11 +88,11 @@ def test_everything_that_is_not_acted_on_is_named_at_once() -> None:
 
 def test_a_problem_names_the_field_the_version_and_the_fix() -> None:
     problems = parse(
-        {"metadata": {"name": "a"}, "spec": {"model": {"source": "node:///m"}, "slo": {"ttft": {"target": "1s"}}}}
+        {"metadata": {"name": "a"}, "spec": {"model": {"source": "node:///m"}, "observability": {"podMonitor": True}}}
     )
 
     assert isinstance(problems, list)
-    assert [problem.path for problem in problems] == ["spec.slo"]
+    assert [problem.path for problem in problems] == ["spec.observability"]
     assert "not acted on by this version (" in problems[0].message
     assert problems[0].message.endswith("remove the field")
 
