@@ -128,6 +128,7 @@ class Reason:
     FIGURES_MISSING: Final = "FiguresMissing"
     TARGET_OUT_OF_REACH: Final = "TargetOutOfReach"
     CAP_TOO_SMALL: Final = "CapTooSmall"
+    POLICY_FAILED: Final = "PolicyFailed"
 
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"

@@ -170,6 +170,8 @@ class Answer:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """The figures that decided, in words."""
     model: Model = Model()
+    policy: str = "builtin"
+    """Whose answer it is, by the name in `spec.scaling.policy`."""
 
 
 def number(value: float | None, most: float = _ABSURD) -> float | None:
