@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from pydantic import ConfigDict
+
 ENOUGH_REQUESTS: Final = 20
 """A window with fewer says how much came, but not how long things take."""
 LATE_SECONDS: Final = 90.0
@@ -20,8 +22,15 @@ LEAST_SECONDS: Final = 1.0
 """A shorter window has no rate worth the name."""
 
 
+class Plain:
+    """A value that `wire.py` writes as JSON and reads again: no field it does not know, no number that is not finite,
+    no text where a number belongs."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+
 @dataclass(frozen=True)
-class Window:
+class Window(Plain):
     """What the gateways together measured in a stretch of time. Windows of one ask have the same length."""
 
     age: float
@@ -57,7 +66,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Role:
+class Role(Plain):
     """One role: how many engines it shall have, has, and may have."""
 
     name: str
@@ -73,7 +82,7 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Plain):
     """A latency, and the share of requests that must keep it, 0 to 1."""
 
     seconds: float
@@ -81,7 +90,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Aim:
+class Aim(Plain):
     """What the deployment's spec asks for. Without a target the role it moves stays at its least."""
 
     ttft: Target | None = None
@@ -97,7 +106,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Plain):
     """What one engine can do, as far as it was measured. `model.py` computes with it.
 
     Kept in the status, so that an operator that was restarted need not learn it again.
@@ -121,7 +130,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Changed:
+class Changed(Plain):
     """One earlier decision."""
 
     age: float
@@ -133,7 +142,7 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Ask(Plain):
     """All that a policy is told. `windows`: newest first."""
 
     aim: Aim
@@ -148,7 +157,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Plain):
     """A role's new size."""
 
     role: str
@@ -160,7 +169,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Plain):
     """`sizes` has every role. `verdict` is a reason of the condition ScalingActive, `message` its sentence."""
 
     sizes: Mapping[str, int]
