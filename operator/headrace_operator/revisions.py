@@ -4,31 +4,28 @@ They act with the rights of whoever calls them (kubeconfig) and change the spec,
 the rest. What a rollback would change is worked out here, purely; `__main__.py` hangs the commands up.
 """
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace_operator import names
 from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import sentence
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
-from headrace_operator.cluster import CONTROLLER_REVISION, INFERENCE_DEPLOYMENT
-from headrace_operator.errors import ClusterError, Conflict, SettingsError
+from headrace_operator.cluster import CONTROLLER_REVISION
+from headrace_operator.commands.caller import call, kubeconfig_option, namespace_option, the_deployment
 from headrace_operator.history import Record, records, restored
-from headrace_operator.state import Object, Ref
+from headrace_operator.state import Object
 
 if TYPE_CHECKING:
     from headrace_operator.cluster.client import KubernetesCluster
 
 SHOWN = 4
 """Changed fields that a line of the history names."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,41 +128,13 @@ def lines(obj: Object, found: Mapping[str, Record]) -> Iterator[str]:
         before = record.words
 
 
-async def _read(cluster: "KubernetesCluster", ref: Ref) -> tuple[Object, dict[str, Record]]:
+async def _read(cluster: "KubernetesCluster", namespace: str, name: str) -> tuple[Object, dict[str, Record]]:
     """The deployment and its history."""
-    obj = await cluster.get(INFERENCE_DEPLOYMENT, ref.namespace, ref.name)
-    if obj is None:
-        raise click.ClickException(f"no {names.KIND} {ref.name} in the namespace {ref.namespace}: see -n")
-    ours = Ref(ref.namespace, ref.name, obj["metadata"]["uid"])
-    children = await cluster.list_children(CONTROLLER_REVISION, ours)
-    return obj, records(child for child in children if ours.owns(child))
+    ref, obj = await the_deployment(cluster, namespace, name)
+    children = await cluster.list_children(CONTROLLER_REVISION, ref)
+    return obj, records(child for child in children if ref.owns(child))
 
 
-def _call(kubeconfig: Path | None, work: "Callable[[KubernetesCluster], Awaitable[T]]") -> T:
-    """Do something in the caller's cluster; what fails is told in a sentence."""
-    # Here, so that `plan` needs no client.
-    from headrace_operator.cluster.client import KubernetesCluster  # noqa: PLC0415
-
-    async def connected() -> T:
-        async with await KubernetesCluster.connect(kubeconfig=kubeconfig) as cluster:
-            return await work(cluster)
-
-    try:
-        return asyncio.run(connected())
-    except Conflict as error:
-        raise click.ClickException("the deployment was changed by somebody else just now: try again") from error
-    except (ClusterError, SettingsError) as error:
-        raise click.ClickException(str(error)) from error
-
-
-namespace_option = click.option(
-    "-n", "--namespace", default="default", show_default=True, help="Namespace of the deployment."
-)
-kubeconfig_option = click.option(
-    "--kubeconfig",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Default: the service account of a pod, or else $KUBECONFIG, or ~/.kube/config.",
-)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 
 
@@ -180,10 +149,10 @@ def history(name: str, namespace: str, kubeconfig: Path | None) -> None:
     """
 
     async def show(cluster: "KubernetesCluster") -> None:
-        for line in lines(*await _read(cluster, Ref(namespace, name, ""))):
+        for line in lines(*await _read(cluster, namespace, name)):
             click.echo(line)
 
-    _call(kubeconfig, show)
+    call(kubeconfig, show)
 
 
 @click.command()
@@ -200,7 +169,7 @@ def rollback(name: str, namespace: str, kubeconfig: Path | None, to: str | None,
     """
 
     async def go_back(cluster: "KubernetesCluster") -> None:
-        obj, found = await _read(cluster, Ref(namespace, name, ""))
+        obj, found = await _read(cluster, namespace, name)
         back = way_back(obj, found, to)
         if not back.changes:
             click.echo(f"{name}: the spec has revision {back.record.revision} already")
@@ -212,7 +181,7 @@ def rollback(name: str, namespace: str, kubeconfig: Path | None, to: str | None,
         done = "would go back" if dry_run else "goes back"
         click.echo(f"{name} {done} to revision {back.record.revision}")
 
-    _call(kubeconfig, go_back)
+    call(kubeconfig, go_back)
 
 
 @click.command()
@@ -227,7 +196,7 @@ def restart(name: str, namespace: str, kubeconfig: Path | None, dry_run: bool) -
     """
 
     async def mark(cluster: "KubernetesCluster") -> None:
-        obj, _ = await _read(cluster, Ref(namespace, name, ""))
+        obj, _ = await _read(cluster, namespace, name)
         before = (obj["spec"].get("rollout") or {}).get("restartedAt")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         click.echo(Change("spec.rollout.restartedAt", before, now))
@@ -235,4 +204,4 @@ def restart(name: str, namespace: str, kubeconfig: Path | None, dry_run: bool) -
             await cluster.edit(obj, {"spec": {"rollout": {"restartedAt": now}}})
         click.echo(f"{name}: its engines {'would be' if dry_run else 'are'} replaced one after the other")
 
-    _call(kubeconfig, mark)
+    call(kubeconfig, mark)
