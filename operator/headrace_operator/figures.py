@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Final
 
-from headrace_runtime.contract import CanaryShare, GatewayFigures, RoleFigures, RoleName, Sketch
+from headrace_runtime.contract import CanaryShare, DemandFigures, GatewayFigures, RoleFigures, RoleName, Sketch
 
 EMPTY: Final = Sketch()
 Roles = tuple[RoleFigures, ...]
@@ -68,6 +68,31 @@ _COUNTS: Final = tuple(one.name for one in fields(RevisionFigures) if one.name n
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What was asked in some time, and how far it was done. `contract/figures.py` says what is counted."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    prompts: Sketch = EMPTY
+    writing: float = 0.0
+    """Answers under way, times seconds."""
+    unanswered: float = 0.0
+    """At the window's end: seconds."""
+    idle: float = 0.0
+    """At the window's end: seconds."""
+
+    def plus(self, other: "Demand") -> "Demand":
+        return Demand(
+            requests=self.requests + other.requests,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            prompts=self.prompts.plus(other.prompts),
+            writing=self.writing + other.writing,
+            unanswered=max(self.unanswered, other.unanswered),
+            idle=min(self.idle, other.idle),
+        )
+
+
+@dataclass(frozen=True)
 class Window:
     """What was counted in some time, of one gateway or merged. What waits and runs is as it was at the window's end."""
 
@@ -81,6 +106,8 @@ class Window:
     waiting: int = 0
     oldest_wait: float = 0.0
     """Seconds."""
+    demand: Demand | None = None
+    """None: a gateway does not tell. Not told of a canary's step."""
 
     @property
     def arrival_rate(self) -> float | None:
@@ -103,6 +130,9 @@ def between(before: GatewayFigures | None, after: GatewayFigures | None) -> Wind
     roles = _since(before.roles, after.roles)
     if roles is None or after.arrivals < before.arrivals:
         return None
+    demand = _asked(before.demand, after.demand)
+    if demand is None and before.demand is not None:
+        return None
     return Window(
         seconds=after.seconds - before.seconds,
         roles=roles,
@@ -110,12 +140,16 @@ def between(before: GatewayFigures | None, after: GatewayFigures | None) -> Wind
         running=after.running,
         waiting=after.waiting,
         oldest_wait=after.oldest_wait,
+        demand=demand,
     )
 
 
 def since_start(reading: GatewayFigures | None) -> Window | None:
     """All that a gateway has counted."""
-    return between(GatewayFigures(start=reading.start, seconds=0.0), reading) if reading is not None else None
+    if reading is None:
+        return None
+    nothing = GatewayFigures(start=reading.start, seconds=0.0, demand=DemandFigures() if reading.demand else None)
+    return between(nothing, reading)
 
 
 def in_step(reading: GatewayFigures | None, share: CanaryShare) -> Window | None:
@@ -142,7 +176,20 @@ def _both(one: Window, other: Window) -> Window:
         running=one.running + other.running,
         waiting=one.waiting + other.waiting,
         oldest_wait=max(one.oldest_wait, other.oldest_wait),
+        demand=one.demand.plus(other.demand) if one.demand is not None and other.demand is not None else None,
     )
+
+
+def _asked(before: DemandFigures | None, after: DemandFigures | None) -> Demand | None:
+    """None: it is not told, or something fell."""
+    prompts = after.prompts.minus(before.prompts) if before is not None and after is not None else None
+    if before is None or after is None or prompts is None:
+        return None
+    requests, tokens = after.requests - before.requests, after.prompt_tokens - before.prompt_tokens
+    writing = after.writing - before.writing
+    if min(requests, tokens, writing) < 0:
+        return None
+    return Demand(requests, tokens, prompts, writing, unanswered=after.unanswered, idle=after.idle)
 
 
 def _since(before: Roles, after: Roles) -> dict[tuple[RoleName, str], RevisionFigures] | None:

@@ -33,10 +33,12 @@ async def observe(cluster: Cluster, runtime: Runtime, ref: Ref, manifest: str | 
     )
 
 
-async def read_figures(runtime: Runtime, observed: Observed) -> list[GatewayFigures | None]:
-    """What each ready gateway has counted; None of one that gave no usable answer. Asked only where it is needed."""
-    asked = [pod.ip for pod in observed.gateways if pod.ready and pod.live and pod.ip]
-    return await asyncio.gather(*(runtime.figures(address) for address in asked))
+async def read_figures(runtime: Runtime, observed: Observed) -> dict[str, GatewayFigures | None]:
+    """What each ready gateway has counted, by its pod; None of one that gave no usable answer. Asked only where it is
+    needed."""
+    asked = [pod for pod in observed.gateways if pod.ready and pod.live and pod.ip]
+    told = await asyncio.gather(*(runtime.figures(pod.ip) for pod in asked))
+    return {pod.name: reading for pod, reading in zip(asked, told, strict=True)}
 
 
 def _key(obj: Object) -> tuple[str, str]:

@@ -130,7 +130,7 @@ async def _verdict(
     revision, share = engine_revision(spec, observed.manifest), told(step)
     if revision in (said.failed, said.current) or revision != step.revision or spec.paused:
         return Verdict("None")
-    windows = [in_step(reading, share) for reading in await read_figures(world.runtime, observed)]
+    windows = [in_step(reading, share) for reading in (await read_figures(world.runtime, observed)).values()]
     return judge(spec.rollout.canary, step, said.current, windows, revision)
 
 

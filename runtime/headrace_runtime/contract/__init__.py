@@ -50,6 +50,7 @@ from headrace_runtime.contract.base import (
 )
 from headrace_runtime.contract.figures import (
     CanaryFigures,
+    DemandFigures,
     GatewayFigures,
     RoleFigures,
 )
@@ -147,6 +148,7 @@ __all__ = [
     "CanaryFigures",
     "CanaryShare",
     "Contract",
+    "DemandFigures",
     "Endpoint",
     "Engine",
     "EngineFailure",

@@ -1,23 +1,28 @@
 """What a gateway answers at `GET /figures`: what it counted, for whoever decides by it. Never a prompt or a key.
 
 Counts only grow from the process's start on; `start` names that start. Who reads twice takes the difference, and sees
-by another `start` that the counts began anew. All of it is optional but the names, so that an older reader's absence of
-a field is a zero and not an error.
+by another `start` that the counts began anew. All of it is optional but the names, and what a reader does not know it
+passes over: gateways and operators of different versions understand each other. A number that cannot be true makes the
+whole answer none.
 """
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from headrace_runtime.contract.base import Frozen, RoleName
 from headrace_runtime.contract.gateway import CanaryShare
 from headrace_runtime.contract.sketch import Sketch
 
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=2**53, allow_inf_nan=False)]
 
 
-class RoleFigures(Frozen):
+class _Told(Frozen):
+    model_config = ConfigDict(extra="ignore")
+
+
+class RoleFigures(_Told):
     """Engines of one role in one revision."""
 
     role: RoleName
@@ -44,7 +49,7 @@ class RoleFigures(Frozen):
     """Of streams written here: the mean time between tokens, one sample for each answer."""
 
 
-class CanaryFigures(Frozen):
+class CanaryFigures(_Told):
     """What was counted before the canary's step that holds now."""
 
     share: CanaryShare
@@ -53,7 +58,28 @@ class CanaryFigures(Frozen):
     before: tuple[RoleFigures, ...] = ()
 
 
-class GatewayFigures(Frozen):
+class DemandFigures(_Told):
+    """What is asked of the deployment, and how far it is done. Counted are requests that engines would compute: without
+    those that have no key, cannot be read or are above their key's own rate, and without the operator's own question.
+    A request that finds the queue full counts: more engines would have taken it."""
+
+    requests: Count = 0
+    """As they came."""
+    prompt_tokens: Count = 0
+    """Of all these. Text is counted as one token per four bytes."""
+    prompts: Sketch = Sketch()
+    """Lengths of all these, in thousands of tokens."""
+    unanswered: Seconds = 0.0
+    """How long the oldest one that has no first token yet has been here, in the queue or at an engine; 0: there is
+    none. One that an engine answers in one piece has no first token: it counts until an engine has it."""
+    writing: Seconds = 0.0
+    """From first tokens to the ends of answers, all added up: the mean number of answers under way is its growth in a
+    second."""
+    idle: Seconds = 0.0
+    """For how long none has been here at all; 0 while one is."""
+
+
+class GatewayFigures(_Told):
     """One gateway process."""
 
     start: str
@@ -74,3 +100,5 @@ class GatewayFigures(Frozen):
     """How long the one at the head of the queue has waited."""
     roles: tuple[RoleFigures, ...] = ()
     canary: CanaryFigures | None = None
+    demand: DemandFigures | None = None
+    """None: this gateway does not tell."""

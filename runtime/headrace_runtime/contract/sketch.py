@@ -1,9 +1,9 @@
-"""A distribution of times in a few hundred bytes: how many samples fell into each of fixed, log-spaced buckets.
+"""A distribution in a few hundred bytes: how many samples fell into each of fixed, log-spaced buckets.
 
 Sketches of several gateways, roles or minutes are merged by adding their counts, exactly and in any order, and what was
 counted between two readings of one counter is their difference. A quantile is off by at most `ERROR` of its value. The
-buckets are DDSketch's (Masson et al., VLDB 2019) with a fixed range. Pure. The gateway counts (`gateway/figures.py`);
-the operator merges and asks.
+buckets are DDSketch's (Masson et al., VLDB 2019) with a fixed range, which is that of times in seconds and of prompts
+in thousands of tokens. Pure. The gateway counts (`gateway/figures.py`); the operator merges and asks.
 """
 
 import math
@@ -16,35 +16,35 @@ from headrace_runtime.contract.base import Frozen
 
 ERROR: Final = 0.03
 """Of a quantile, relative to the sample of that rank."""
-LEAST_SECONDS: Final = 1e-4
-MOST_SECONDS: Final = 3600.0
+LEAST: Final = 1e-4
+MOST: Final = 3600.0
 """Samples beyond either end count as that end."""
 
 _GAMMA: Final = (1 + ERROR) / (1 - ERROR)
 _LOG_GAMMA: Final = math.log(_GAMMA)
-FIRST: Final = math.floor(math.log(LEAST_SECONDS) / _LOG_GAMMA)
-LAST: Final = math.ceil(math.log(MOST_SECONDS) / _LOG_GAMMA)
+FIRST: Final = math.floor(math.log(LEAST) / _LOG_GAMMA)
+LAST: Final = math.ceil(math.log(MOST) / _LOG_GAMMA)
 
 Bucket = Annotated[int, Field(ge=FIRST, le=LAST)]
 
 
-def bucket(seconds: float) -> int:
+def bucket(value: float) -> int:
     """Where a sample is counted: bucket i holds what is above g^(i-1) and up to g^i, where g is `_GAMMA`."""
-    inside = min(max(seconds, LEAST_SECONDS), MOST_SECONDS)
+    inside = min(max(value, LEAST), MOST)
     return math.ceil(math.log(inside) / _LOG_GAMMA)
 
 
 class Sketch(Frozen):
-    """Samples in seconds. On the wire `{"counts": {"12": 5}}`."""
+    """Samples, of which the field that holds it says the unit. On the wire `{"counts": {"12": 5}}`."""
 
-    counts: dict[Bucket, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    counts: dict[Bucket, Annotated[int, Field(ge=0, le=2**53)]] = Field(default_factory=dict)
 
     @property
     def samples(self) -> int:
         return sum(self.counts.values())
 
     def quantile(self, p: float) -> float | None:
-        """Seconds that a share of `p` (0 to 1) of the samples does not exceed. None where there is no sample."""
+        """The value that a share of `p` (0 to 1) of the samples does not exceed. None where there is no sample."""
         rank, seen = max(1, math.ceil(p * self.samples)), 0
         for place in sorted(self.counts):
             seen += self.counts[place]
