@@ -136,8 +136,9 @@ def model_lines(found: Told) -> Iterator[str]:
         return
     pace = f"{few(1 / model.pace)} prompt tokens/s" if model.pace > 0 else "prompts at no cost"
     yield f"a prefill engine computes {pace}; prompts wait {few(model.queueing)} times as long as the formula says"
-    request, token = f"{few(1e6 * model.per_request)} µs", f"{few(1e9 * model.per_token)} ns"
-    yield f"a decode step takes {few(1e3 * model.step)} ms, {request} more for each request in it, {token} for each token"
+    step, request = f"{few(1e3 * model.step)} ms", f"{few(1e6 * model.per_request)} µs"
+    token = f"{few(1e9 * model.per_token)} ns"
+    yield f"a decode step takes {step}, {request} more for each request in it, {token} for each token of their context"
     yield f"a new engine is ready after {few(model.startup)} s"
 
 
