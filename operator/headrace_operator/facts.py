@@ -46,7 +46,8 @@ def read_pod(obj: Object) -> Pod:
     born, index = _born_as(meta["name"])
     ready = conditions.get("Ready", {}).get("status") == "True"
     created = meta.get("creationTimestamp")
-    waiting_since = None if ready else conditions.get("Ready", {}).get("lastTransitionTime") or created
+    turned = conditions.get("Ready", {}).get("lastTransitionTime")
+    waiting_since, ready_since = (None, turned) if ready else (turned or created, None)
     returns_to = (meta.get("annotations") or {}).get(names.RETURNS_TO, "")
     blocker = None if ready else _blocker(meta["name"], phase, status, conditions)
     if returns_to and blocker is not None and blocker.reason == Reason.UNSCHEDULABLE:
@@ -68,6 +69,7 @@ def read_pod(obj: Object) -> Pod:
         node=obj.get("spec", {}).get("nodeName", ""),
         created=datetime.fromisoformat(created) if created else None,
         waiting_since=datetime.fromisoformat(waiting_since) if waiting_since else None,
+        ready_since=datetime.fromisoformat(ready_since) if ready_since else None,
         gang=labels.get(names.GANG, ""),
         rank=_number(labels.get(names.RANK, ""), 0),
         ranks=_number(labels.get(names.GANG_SIZE, ""), 1),

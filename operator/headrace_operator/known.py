@@ -14,7 +14,19 @@ from headrace_operator.api.problems import Problem
 from headrace_operator.api.status import AdapterStatus
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
 from headrace_operator.gangs import whole
-from headrace_operator.state import Blocker, CanaryAnswer, Object, Observed, Outcome, Plan, Pod, Ref, Subject, Target
+from headrace_operator.state import (
+    Blocker,
+    CanaryAnswer,
+    Object,
+    Observed,
+    Outcome,
+    Plan,
+    Pod,
+    Ref,
+    Sized,
+    Subject,
+    Target,
+)
 
 SHOWN = 3
 """Blockers that a message names; the rest is counted."""
@@ -60,6 +72,7 @@ class Known:
     problems: tuple[Problem, ...] = ()
     subject: Subject | None = None
     target: Target | None = None
+    scaling: Sized | None = None
     plan: Plan | None = None
     outcome: Outcome = field(default_factory=Outcome)
     canary: CanaryAnswer | None = None

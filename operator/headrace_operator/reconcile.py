@@ -1,4 +1,4 @@
-"""One pass over one InferenceDeployment: get, parse, observe, plan one step, desired, apply, prune, status, answer.
+"""One pass over one InferenceDeployment: get, parse, observe, size, plan one step, desired, apply, prune, status, look.
 
 Level-triggered: what to do follows from what is there, never from what happened. Safe to repeat and to interrupt at any
 call. Called by the worker; raises ClusterError where the pass could not be finished.
@@ -6,9 +6,7 @@ call. Called by the worker; raises ClusterError where the pass could not be fini
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -16,7 +14,7 @@ from headrace_operator.api.conditions import Reason
 from headrace_operator.api.parse import parse
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus, RevisionStatus
 from headrace_operator.apply import apply_and_prune
-from headrace_operator.cluster import INFERENCE_DEPLOYMENT, Cluster, Runtime
+from headrace_operator.cluster import INFERENCE_DEPLOYMENT
 from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
@@ -29,10 +27,10 @@ from headrace_operator.plan.canary import WHOLE, Trial, Verdict, judge, told
 from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
+from headrace_operator.sizing import size
 from headrace_operator.state import (
     Canary,
     CanaryAnswer,
-    Defaults,
     Look,
     Object,
     Observed,
@@ -44,6 +42,9 @@ from headrace_operator.state import (
     Target,
 )
 from headrace_operator.status import announcements, new_status
+from headrace_operator.world import World
+
+__all__ = ["World", "reconcile"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +54,6 @@ AGAIN_SECONDS = 0.5
 """The same after a pass that wrote something: the next step may follow from that alone, and own writes wake nobody."""
 CANARY_WORDS = 400
 """Length of the canary's prompt where it shall be split: a few KV blocks, whatever their size."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything outside that a pass touches."""
-
-    cluster: Cluster
-    runtime: Runtime
-    defaults: Defaults
-    now: Callable[[], datetime]
-    token: Callable[[], str]
-    """Makes a new secret."""
 
 
 async def reconcile(world: World, ref: Ref) -> Look:
@@ -109,8 +98,9 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     subject = Subject(ref, known.generation, spec, world.defaults, digest, adapters, target.manifest)
     placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
     trial = _trial(target, previous.revision, verdict)
-    plan = make_plan(spec, observed, placed, known.now, Terms(held=target.held, trial=trial))
-    known = replace(known, observed=observed, subject=subject, target=target, plan=plan)
+    scaling = await size(world, ref, spec, observed, previous, known.now)
+    plan = make_plan(spec, observed, placed, known.now, Terms(held=target.held, trial=trial, sizes=scaling.sizes))
+    known = replace(known, observed=observed, subject=subject, target=target, scaling=scaling, plan=plan)
     if not spec.paused and not known.manifest_missing:
         await _hold(world, needed_still(plan, observed.engines(), spec.rollout.max_unavailable))
         known = replace(known, outcome=await _change(world, subject, target, plan, observed))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from headrace_operator.api.status import ScalingDecision, ScalingModel
 from headrace_operator.api.v1alpha1 import CanaryStep, InferenceDeploymentSpec, RolloutProgress
 from headrace_runtime.contract import CanaryShare, NodeState
 
@@ -99,6 +100,8 @@ class Pod:
     created: datetime | None = None
     waiting_since: datetime | None = None
     """When it stopped being ready; where it never was, when it was made. None: it is ready, or nobody knows."""
+    ready_since: datetime | None = None
+    """None: it is not ready, or nobody knows."""
     gang: str = ""
     """Of a pod that is a part of an engine: the engine, by the name of its rank 0. Empty: it is an engine by itself."""
     rank: int = 0
@@ -209,6 +212,28 @@ class Target:
     @property
     def rolled_back(self) -> bool:
         return self.failed is not None and self.failed != self.revision
+
+
+@dataclass(frozen=True)
+class Sized:
+    """How many engines each role is to have, and what this pass decided of it (`plan/sizes.py`)."""
+
+    sizes: Mapping[str, int]
+    """To be carried out in this pass: the spec's, or what the status said when the pass began."""
+    wished: Mapping[str, int]
+    """To be remembered. Other than `sizes` in a dry run, and where this pass decided: the next one carries it out, once
+    it is written."""
+    decisions: tuple[ScalingDecision, ...] = ()
+    """Of this pass."""
+    verdict: str = ""
+    """A reason of ScalingActive. Empty: sizes were not decided about in this pass, and what was said of them holds."""
+    message: str = ""
+    model: ScalingModel | None = None
+    """What was learnt, where it is worth a write."""
+    least: Mapping[str, int] = field(default_factory=dict)
+    """Engines of each role that must be there for the deployment to be whole, where its size comes and goes by itself.
+    Empty: all of them."""
+    asleep_since: datetime | None = None
 
 
 @dataclass(frozen=True)

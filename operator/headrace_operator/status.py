@@ -1,8 +1,8 @@
 """Step 8 of a pass: everything known → the whole new status, and what to announce about it. Pure; called by reconcile.
 
-What is reported is what was seen in this pass. Four things are carried over from the status before, since nothing else
-remembers them: the last answered canary, the digest of the weights that the first load found, where KV blocks are, and
-how rollouts went.
+What is reported is what was seen in this pass. Five things are carried over from the status before, since nothing else
+remembers them: the last answered canary, the digest of the weights that the first load found, where KV blocks are, how
+rollouts went, and what was decided of sizes.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from headrace_operator import names
 from headrace_operator.api import conditions as c
+from headrace_operator.api.status import RoleSize, ScalingStatus
 from headrace_operator.api.v1alpha1 import (
     CanaryStatus,
     Condition,
@@ -29,6 +30,9 @@ from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolle
 from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS
 from headrace_runtime.contract import NodeState
+
+DECISIONS = 20
+"""About sizes, that are remembered."""
 
 
 class Announcement(NamedTuple):
@@ -54,6 +58,7 @@ def new_status(known: Known) -> InferenceDeploymentStatus:
         ray=_ray(known, wanted),
         roles=tuple(_role(known, wanted, role) for role in wanted.sizes),
         canary=_canary(known, wanted),
+        scaling=_scaling(known),
         recovery=recovery(before.recovery, known.observed.pods, known.now),
         kv_cache=_kv_cache(known),
         conditions=_conditions(known),
@@ -165,6 +170,22 @@ def _role(known: Known, wanted: Wanted, role: str) -> RoleStatus:
         draining=sum(p.going for p in engines),
         summary=f"{ready}/{size}",
         selector=",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+    )
+
+
+def _scaling(known: Known) -> ScalingStatus | None:
+    """What was decided of sizes. None where the spec fixes them."""
+    sized, before = known.scaling, known.previous.scaling
+    if sized is None or known.paused:
+        return before
+    if known.subject is not None and known.subject.spec.scaling.mode == "Fixed":
+        return None
+    was = before or ScalingStatus()
+    return ScalingStatus(
+        sizes=tuple(RoleSize(name=role, size=size) for role, size in sized.wished.items()),
+        last_decisions=(*sized.decisions, *was.last_decisions)[:DECISIONS],
+        model=sized.model or was.model,
+        asleep_since=sized.asleep_since,
     )
 
 
