@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.kube import APPLY, Api, RefusedError
 from bench.programs import cpu_seconds
-from headrace_operator.api.crd import crd
+from headrace_operator.api.crd import crd, role_crd
 from headrace_operator.permissions import RULES
 from local import api_server, certificates, control_plane, packages, toolchain
 from local.certificates import Identity
@@ -156,10 +156,10 @@ def _kwok(program: Path, home: Path) -> list[str]:
 
 
 def _install(api: Api) -> None:
-    """Our kind, the operator's rights, and the nodes."""
-    body = crd()
+    """Our kinds, the operator's rights, and the nodes."""
     definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    api.call("PATCH", f"{definitions}/{body['metadata']['name']}", body, APPLY, fieldManager="bench")
+    for body in (crd(), role_crd()):
+        api.call("PATCH", f"{definitions}/{body['metadata']['name']}", body, APPLY, fieldManager="bench")
     rights = "/apis/rbac.authorization.k8s.io/v1"
     rules = [{"apiGroups": [r.group], "resources": list(r.resources), "verbs": list(r.verbs)} for r in RULES]
     api.call("POST", f"{rights}/clusterroles", {"metadata": {"name": OPERATOR.user}, "rules": rules})

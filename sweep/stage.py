@@ -11,10 +11,11 @@ from typing import Any
 
 from headrace_operator import names
 from headrace_operator.api import conditions
-from headrace_operator.api.crd import crd
+from headrace_operator.api.crd import crd, role_crd
 from headrace_operator.cluster import (
     DEPLOYMENT,
     INFERENCE_DEPLOYMENT,
+    INFERENCE_ROLE,
     OWNED,
     PERSISTENT_VOLUME_CLAIM,
     POD,
@@ -48,16 +49,17 @@ class Client(KubernetesCluster):
 
 
 async def install(client: Client) -> None:
-    """Our kind on the API server; served a moment later."""
-    body = crd()
-    path = f"/apis/{CRD.api_version}/{CRD.plural}/{body['metadata']['name']}"
-    await client.call("PATCH", path, body, APPLY, fieldManager="sweep", force="true")
+    """Our kinds on the API server; served a moment later."""
+    for body in (crd(), role_crd()):
+        path = f"/apis/{CRD.api_version}/{CRD.plural}/{body['metadata']['name']}"
+        await client.call("PATCH", path, body, APPLY, fieldManager="sweep", force="true")
 
 
 async def served(client: Client) -> bool:
-    """Whether the API server knows our kind by now."""
+    """Whether the API server knows our kinds by now."""
     try:
         await client.list(INFERENCE_DEPLOYMENT, "default")
+        await client.list(INFERENCE_ROLE, "default")
     except ClusterError:
         return False
     return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace_operator import names
 from headrace_operator.api.types import Quantity
-from headrace_operator.cluster import ATOMIC, Cluster, kind_of
+from headrace_operator.cluster import ATOMIC, MADE_ONCE, POD, Cluster, kind_of
 from headrace_operator.errors import ClusterError, Outdated
 from headrace_operator.state import Object, Observed, Outcome, Ref
 
@@ -63,10 +63,10 @@ def _same_quantity(observed: Any, desired: Any) -> bool:
 
 
 def needed(desired: Object, observed: Object | None) -> bool:
-    """Whether a stamped object must be applied. A pod's spec cannot change, so only its metadata is compared."""
+    """Whether a stamped object must be applied. Of what is made once only the metadata is compared."""
     if observed is None:
         return True
-    if desired["kind"] == "Pod":
+    if desired["kind"] in MADE_ONCE:
         wanted = desired["metadata"]
         have = observed["metadata"]
         return not all(covers(have.get(part), wanted.get(part), part) for part in ("labels", "ownerReferences"))
@@ -74,9 +74,12 @@ def needed(desired: Object, observed: Object | None) -> bool:
 
 
 def relabel(desired: Object, observed: Object) -> Object:
-    """What is applied to a pod that exists: our metadata, and its own spec as it stands. With its uid, since an apply
-    makes what is not there: one that went meanwhile would come back, on its old node and past the plan."""
-    return desired | {"spec": observed["spec"], "metadata": desired["metadata"] | {"uid": observed["metadata"]["uid"]}}
+    """What is applied to what was made once and exists: our metadata; of a pod, its own spec as it stands, of another
+    kind none, for what an apply names is the operator's from then on. With its uid, since an apply makes what is not
+    there: a pod that went meanwhile would come back, on its old node and past the plan."""
+    meta = desired["metadata"] | {"uid": observed["metadata"]["uid"]}
+    bare = {"apiVersion": desired["apiVersion"], "kind": desired["kind"], "metadata": meta}
+    return bare | ({"spec": observed["spec"]} if desired["kind"] == POD.kind else {})
 
 
 async def apply_and_prune(
@@ -122,7 +125,7 @@ class _Work:
             if current is None:
                 await self._create(obj, key)
             else:
-                await self._cluster.apply(relabel(obj, current) if obj["kind"] == "Pod" else obj)
+                await self._cluster.apply(relabel(obj, current) if obj["kind"] in MADE_ONCE else obj)
                 self.applied.append("/".join(key))
         except Outdated:
             raise
@@ -131,8 +134,8 @@ class _Work:
 
     async def _create(self, obj: Object, key: tuple[str, str]) -> None:
         """Make what was not seen, unless something of that name is there without our label, and so is not ours."""
-        if obj["kind"] == "Pod":
-            # A plain create says so itself, in one call, and nothing of a pod but its metadata is ever applied again.
+        if obj["kind"] in MADE_ONCE:
+            # A plain create says so itself, in one call, and nothing of it but its metadata is ever applied again.
             if await self._cluster.create_once(obj):
                 self.applied.append("/".join(key))
                 return
@@ -143,9 +146,9 @@ class _Work:
         existing = await self._cluster.get(kind_of(obj), obj["metadata"]["namespace"], key[1])
         if existing is not None and not self._ref.owns(existing):
             self.not_owned.append("/".join(key))
-        elif existing is not None and obj["kind"] != "Pod":
+        elif existing is not None and obj["kind"] != POD.kind:
             # Ours, but somebody took its label: put it back.
-            await self._cluster.apply(obj)
+            await self._cluster.apply(relabel(obj, existing) if obj["kind"] in MADE_ONCE else obj)
             self.applied.append("/".join(key))
 
     async def delete(self, obj: Object) -> None:

@@ -13,14 +13,17 @@ from typing import Final
 import click
 
 from headrace_operator import permissions
-from headrace_operator.api.crd import crd_yaml
+from headrace_operator.api.crd import crd_yaml, role_crd_yaml
 from headrace_operator.api.reference import api_docs_markdown
 
 CRD_FILE: Final = "inferencedeployments.headrace.dev.yaml"
+ROLE_CRD_FILE: Final = "inferenceroles.headrace.dev.yaml"
 
 GENERATORS: Final[Mapping[str, Callable[[], str]]] = {
     f"crds/{CRD_FILE}": crd_yaml,
     f"charts/headrace/crds/{CRD_FILE}": crd_yaml,
+    f"crds/{ROLE_CRD_FILE}": role_crd_yaml,
+    f"charts/headrace/crds/{ROLE_CRD_FILE}": role_crd_yaml,
     "charts/headrace/templates/_permissions.tpl": permissions.chart_template,
     "docs/api.md": api_docs_markdown,
 }

@@ -14,6 +14,11 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "InferenceDeployment"
 PLURAL = "inferencedeployments"
 SHORT = "infd"
+ROLE_KIND = "InferenceRole"
+ROLE_PLURAL = "inferenceroles"
+ROLE_SHORT = "infrole"
+CATEGORY = "headrace"
+"""`kubectl get headrace` lists all objects of both kinds."""
 
 FIELD_MANAGER = "headrace"
 DEPLOYMENT = contract.DEPLOYMENT_LABEL
@@ -122,6 +127,11 @@ def record(deployment: str, revision: str) -> str:
 
 def budget(deployment: str, role: str) -> str:
     """The PodDisruptionBudget of one role's engines, whatever their revision."""
+    return child(deployment, role)
+
+
+def inference_role(deployment: str, role: str) -> str:
+    """The InferenceRole by which somebody else scales one role: `kubectl scale infrole chat-decode --replicas=3`."""
     return child(deployment, role)
 
 

@@ -115,7 +115,7 @@ async def _workers(settings: Settings, fence: Fence | None) -> AsyncIterator[Wor
 async def mirroring(cluster: MirroredCluster, settings: Settings, workers: Workers) -> AsyncIterator[None]:
     """Children are watched, and wake their owners' workers, while the block lasts. What ends the watches ends it."""
     async with asyncio.TaskGroup() as group:
-        watches = group.create_task(cluster.mirror(settings.namespace_list, workers.wake))
+        watches = group.create_task(cluster.mirror(settings.namespace_list, workers.wake, workers.edited))
         try:
             yield
         finally:

@@ -40,6 +40,8 @@ RULES: tuple[Rule, ...] = (
         "for owner references that block deletion, where OwnerReferencesPermissionEnforcement is on",
         held_for=("update",),
     ),
+    Rule(names.GROUP, (names.ROLE_PLURAL,), APPLIED, "roles that somebody else scales"),
+    Rule(names.GROUP, (f"{names.ROLE_PLURAL}/status",), ("patch",), "how many engines they have"),
     Rule(
         "",
         ("pods",),

@@ -91,6 +91,11 @@ class Workers:
         if (worker := self._workers.get(uid)) is not None:
             self._rouse(worker, Urgency.CHANGE)
 
+    def edited(self, uid: str) -> None:
+        """The same of what somebody edits, and waits for: an InferenceRole."""
+        if (worker := self._workers.get(uid)) is not None:
+            self._rouse(worker, Urgency.EDIT)
+
     def _rouse(self, worker: _Worker, urgency: Urgency) -> None:
         if urgency < worker.urgency:
             worker.urgency = urgency

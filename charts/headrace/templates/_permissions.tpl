@@ -12,6 +12,14 @@
 - apiGroups: ["headrace.dev"]
   resources: ["inferencedeployments/finalizers"]
   verbs: ["update"]
+# roles that somebody else scales
+- apiGroups: ["headrace.dev"]
+  resources: ["inferenceroles"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# how many engines they have
+- apiGroups: ["headrace.dev"]
+  resources: ["inferenceroles/status"]
+  verbs: ["patch"]
 # heads and engines; a gateway may get, list and watch pods, and who grants that must hold it
 - apiGroups: [""]
   resources: ["pods"]

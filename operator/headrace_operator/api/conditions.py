@@ -129,6 +129,12 @@ class Reason:
     TARGET_OUT_OF_REACH: Final = "TargetOutOfReach"
     CAP_TOO_SMALL: Final = "CapTooSmall"
     POLICY_FAILED: Final = "PolicyFailed"
+    EXTERNAL: Final = "External"
+
+    # ScalingLimited of an InferenceRole, in the words of a HorizontalPodAutoscaler.
+    DESIRED_WITHIN_RANGE: Final = "DesiredWithinRange"
+    TOO_MANY_REPLICAS: Final = "TooManyReplicas"
+    TOO_FEW_REPLICAS: Final = "TooFewReplicas"
 
     # Progressing.
     UP_TO_DATE: Final = "UpToDate"

@@ -1,4 +1,4 @@
-"""The models as a CustomResourceDefinition: structural schema, CEL rules, printer columns, status subresource.
+"""The models as CustomResourceDefinitions: structural schema, CEL rules, printer columns, subresources.
 
 pydantic writes JSON Schema; a structural schema is narrower. What it can say is inlined, dropped or turned; what it
 cannot say raises `NotStructuralError`, so that a bad model fails at generation and not in a cluster. Pure; called by
@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from headrace_operator import names
+from headrace_operator.api.inferencerole import SCALING_LIMITED, InferenceRoleSpec, InferenceRoleStatus
 from headrace_operator.api.rules import RULES
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 
@@ -41,6 +42,26 @@ COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
 
+ROLE_COLUMNS: Final[list[dict[str, Any]]] = [
+    {"name": "Deployment", "type": "string", "jsonPath": ".spec.deploymentName"},
+    {"name": "Role", "type": "string", "jsonPath": ".spec.role"},
+    {"name": "Asked", "type": "integer", "jsonPath": ".spec.replicas"},
+    {"name": "Engines", "type": "integer", "jsonPath": ".status.replicas"},
+    {"name": "Ready", "type": "integer", "jsonPath": ".status.readyReplicas"},
+    {
+        "name": "Limited",
+        "type": "string",
+        "jsonPath": f'.status.conditions[?(@.type=="{SCALING_LIMITED}")].reason',
+        "priority": 1,
+    },
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+]
+SCALE: Final = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
+
 NAME_RULE: Final = {
     "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     "message": "metadata.name must fit a Service: lower-case letters, digits and -, beginning with a letter",
@@ -52,37 +73,68 @@ class NotStructuralError(ValueError):
 
 
 def crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as plain values."""
-    root: Schema = {
+    """The CustomResourceDefinition of InferenceDeployment as plain values."""
+    root = _root(
+        "A language model, served: a Ray cluster of engines behind one OpenAI-compatible gateway.",
+        structural(InferenceDeploymentSpec.model_json_schema(), "spec"),
+        structural(InferenceDeploymentStatus.model_json_schema(mode="serialization"), "status"),
+    )
+    root["x-kubernetes-validations"] = [NAME_RULE]
+    for rule in RULES:
+        for place in rule.at:
+            said = {"rule": rule.cel, "message": rule.message} | ({"fieldPath": rule.field} if rule.field else {})
+            _at(root, place).setdefault("x-kubernetes-validations", []).append(said)
+    return _definition((names.KIND, names.PLURAL, names.SHORT), root, {"status": {}}, COLUMNS)
+
+
+def role_crd() -> dict[str, Any]:
+    """The same of InferenceRole, which has a scale subresource."""
+    root = _root(
+        "One role of an InferenceDeployment whose size somebody else decides, made by the operator for "
+        "scaling.mode External.",
+        structural(InferenceRoleSpec.model_json_schema(), "spec"),
+        structural(InferenceRoleStatus.model_json_schema(mode="serialization"), "status"),
+    )
+    for field in ("deploymentName", "role"):
+        never = {"rule": "self == oldSelf", "message": f"{field} never changes"}
+        _at(root, f"spec.{field}")["x-kubernetes-validations"] = [never]
+    kind = names.ROLE_KIND, names.ROLE_PLURAL, names.ROLE_SHORT
+    return _definition(kind, root, {"status": {}, "scale": SCALE}, ROLE_COLUMNS)
+
+
+def _root(description: str, spec: Schema, status: Schema) -> Schema:
+    return {
         "type": "object",
-        "description": "A language model, served: a Ray cluster of engines behind one OpenAI-compatible gateway.",
+        "description": description,
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": structural(InferenceDeploymentSpec.model_json_schema(), "spec"),
-            "status": structural(InferenceDeploymentStatus.model_json_schema(mode="serialization"), "status"),
+            "spec": spec,
+            "status": status,
         },
-        "x-kubernetes-validations": [NAME_RULE],
     }
-    for rule in RULES:
-        for place in rule.at:
-            said = {"rule": rule.cel, "message": rule.message} | ({"fieldPath": rule.field} if rule.field else {})
-            _at(root, place).setdefault("x-kubernetes-validations", []).append(said)
+
+
+def _definition(
+    called: tuple[str, str, str], root: Schema, subresources: dict[str, Any], columns: list[dict[str, Any]]
+) -> dict[str, Any]:
+    kind, plural, short = called
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "metadata": {"name": f"{plural}.{names.GROUP}"},
         "spec": {
             "group": names.GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": names.KIND,
-                "listKind": f"{names.KIND}List",
-                "plural": names.PLURAL,
-                "singular": names.KIND.lower(),
-                "shortNames": [names.SHORT],
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short],
+                "categories": [names.CATEGORY],
             },
             "versions": [
                 {
@@ -90,8 +142,8 @@ def crd() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": root},
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": COLUMNS,
+                    "subresources": subresources,
+                    "additionalPrinterColumns": columns,
                 }
             ],
         },
@@ -99,8 +151,17 @@ def crd() -> dict[str, Any]:
 
 
 def crd_yaml() -> str:
-    """The CustomResourceDefinition as a file."""
-    return HEADER + yaml.dump(crd(), Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True)
+    """The CustomResourceDefinition of InferenceDeployment as a file."""
+    return _file(crd())
+
+
+def role_crd_yaml() -> str:
+    """The same of InferenceRole."""
+    return _file(role_crd())
+
+
+def _file(definition: dict[str, Any]) -> str:
+    return HEADER + yaml.dump(definition, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True)
 
 
 class _Plain(yaml.SafeDumper):

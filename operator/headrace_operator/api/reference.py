@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace_operator import names
 from headrace_operator.api.conditions import TYPES, Reason
-from headrace_operator.api.crd import Schema, crd
+from headrace_operator.api.crd import Schema, crd, role_crd
 from headrace_operator.api.rules import RULES, Rule
 from headrace_operator.api.supported import ACTED_ON, NOT_YET
 
@@ -42,6 +42,7 @@ def api_docs_markdown() -> str:
     parts += _rules()
     parts += _section("Status", "status", root["status"])
     parts += _conditions()
+    parts += _inference_role()
     return "\n".join(parts).replace("\n\n\n", "\n\n")
 
 
@@ -55,6 +56,25 @@ def _section(title: str, top: str, schema: Schema) -> Iterator[str]:
             mark = "[]" if child.get("type") == "array" else ""
             yield f"\n### `{top}.{name}{mark}`\n\n{child['description']}{_mark(f'{top}.{name}{mark}')}\n"
             yield from _table(_rows(f"{top}.{name}{mark}", child.get("items", child)))
+
+
+def _inference_role() -> Iterator[str]:
+    schema: Schema = role_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    yield f"\n## {names.ROLE_KIND}\n"
+    yield f"{schema['description']} Namespaced, short name `{names.ROLE_SHORT}`, named `DEPLOYMENT-ROLE`; it has a"
+    yield "scale subresource. [autoscaling.md](autoscaling.md) shows what to do with it.\n"
+    for top in ("spec", "status"):
+        yield from _table(("`" + f"{top}.{cells[0].strip('`')}" + "`", *cells[1:]) for cells in _role_rows(top, schema))
+        yield ""
+
+
+def _role_rows(top: str, schema: Schema) -> Iterator[tuple[str, ...]]:
+    """Without the fields of a condition, which stand in the status above."""
+    plain = {k: v for k, v in schema["properties"][top]["properties"].items() if k != "conditions"}
+    yield from _rows(top, {"properties": plain, "required": schema["properties"][top].get("required", [])})
+    conditions = schema["properties"][top]["properties"].get("conditions")
+    if conditions is not None:
+        yield "`conditions`", "list of object", "", conditions["description"]
 
 
 def _table(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:

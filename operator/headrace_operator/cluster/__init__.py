@@ -29,6 +29,7 @@ class Kind:
 
 
 INFERENCE_DEPLOYMENT = Kind(names.API_VERSION, names.KIND, names.PLURAL)
+INFERENCE_ROLE = Kind(names.API_VERSION, names.ROLE_KIND, names.ROLE_PLURAL)
 POD = Kind("v1", "Pod", "pods")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 PERSISTENT_VOLUME_CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
@@ -54,12 +55,17 @@ OWNED = (
     PERSISTENT_VOLUME_CLAIM,
     POD,
     POD_DISRUPTION_BUDGET,
+    INFERENCE_ROLE,
 )
 """Every kind that is applied and pruned. Secrets are not among them: they are created once and never read."""
 
 WATCHED = tuple(kind for kind in OWNED if kind not in (CONTROLLER_REVISION, POD_DISRUPTION_BUDGET))
 """Those whose every change is a reason to look. A budget's status follows the pods, which are among them; a budget, or
 a record of the history, that somebody took is put back at the next resync."""
+
+MADE_ONCE = frozenset({POD.kind, INFERENCE_ROLE.kind})
+"""Of these only the metadata is ours once they are made: a pod's spec cannot change, and how many engines an
+InferenceRole asks for is said by whoever scales it."""
 
 ATOMIC = frozenset({"selector", "labelSelector", "nodeSelector", "roleRef"})
 """Fields that the API server applies as a whole: an entry that somebody added would change what ours mean."""
@@ -98,6 +104,9 @@ class Cluster(Protocol):
         Conflict: the object is no longer of this resource version. What the status says may be of another object by
         now.
         """
+
+    async def apply_role_status(self, role: Object, status: Object) -> None:
+        """The same of an InferenceRole, as it was read."""
 
     async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
         """Post an Event (`Normal` or `Warning`) about the InferenceDeployment."""

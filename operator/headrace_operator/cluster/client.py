@@ -21,7 +21,7 @@ from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 
 from headrace_operator import __version__, names
-from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, OWNED, POD, Kind, kind_of
+from headrace_operator.cluster import EVENT, INFERENCE_DEPLOYMENT, INFERENCE_ROLE, OWNED, POD, Kind, kind_of
 from headrace_operator.cluster.fence import Fence
 from headrace_operator.errors import ClusterError, Conflict, SettingsError, Unreachable
 from headrace_operator.metrics import CALLS
@@ -92,8 +92,17 @@ class KubernetesCluster:
 
     async def list_owned(self, ref: Ref) -> list[Object]:
         selector = f"{names.DEPLOYMENT}={names.label(ref.name)}"
-        answers = await asyncio.gather(*(self._list(kind, ref.namespace, labelSelector=selector) for kind in OWNED))
+        answers = await asyncio.gather(*(self._list_known(kind, ref.namespace, selector) for kind in OWNED))
         return [obj for objects in answers for obj in objects]
+
+    async def _list_known(self, kind: Kind, namespace: str, selector: str) -> list[Object]:
+        """Of a kind whose definition is not there, nothing is."""
+        try:
+            return await self._list(kind, namespace, labelSelector=selector)
+        except ClusterError as error:
+            if not_defined(kind, error):
+                return []
+            raise
 
     async def list_children(self, kind: Kind, ref: Ref) -> list[Object]:
         """The same of one kind. For people, who may have no right to the others."""
@@ -169,6 +178,11 @@ class KubernetesCluster:
             "status": status,
         }
         await self._apply(INFERENCE_DEPLOYMENT.path(ref.namespace, ref.name, "status"), body)
+
+    async def apply_role_status(self, role: Object, status: Object) -> None:
+        meta = {name: role["metadata"][name] for name in ("name", "namespace", "resourceVersion")}
+        body = {"apiVersion": names.API_VERSION, "kind": names.ROLE_KIND, "metadata": meta, "status": status}
+        self.wrote(await self._apply(INFERENCE_ROLE.path(meta["namespace"], meta["name"], "status"), body))
 
     async def _apply(self, path: str, body: Object) -> Object:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
@@ -297,6 +311,12 @@ class KubernetesCluster:
             connector = aiohttp.TCPConnector(ssl=context, limit=0)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
         return self._session
+
+
+def not_defined(kind: Kind, error: ClusterError) -> bool:
+    """Whether a list failed since the API server has no InferenceRoles: Helm never adds a definition to a release that
+    is there, and who forgot to apply it is to miss nothing but what needs it."""
+    return kind == INFERENCE_ROLE and error.status == 404
 
 
 def _failure(call: str, status: int, answer: Object, raw: bytes = b"") -> ClusterError:

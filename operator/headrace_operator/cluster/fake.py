@@ -141,6 +141,16 @@ class FakeCluster:
             raise Conflict(f"PATCH {ref}", 409, "Conflict", "the object has been modified")
         self._keep({**current, "status": copy.deepcopy(status)})
 
+    async def apply_role_status(self, role: Object, status: Object) -> None:
+        key = _key(role)
+        self._record("patch", f"{key[0]}/status", key[2])
+        current = self.objects.get(key)
+        if current is None:
+            raise ClusterError(f"PATCH {key[2]}", 404, "NotFound", "no such object")
+        if current["metadata"]["resourceVersion"] != role["metadata"]["resourceVersion"]:
+            raise Conflict(f"PATCH {key[2]}", 409, "Conflict", "the object has been modified")
+        self._keep({**current, "status": copy.deepcopy(status)})
+
     async def event(self, ref: Ref, event_type: str, reason: str, message: str) -> None:
         self._record("create", "Event", ref.name)
         self.events.append((event_type, reason, message))

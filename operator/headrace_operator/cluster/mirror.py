@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from headrace_operator import names
-from headrace_operator.cluster import OWNED, POD, WATCHED, Kind, kind_of
-from headrace_operator.cluster.client import KubernetesCluster
+from headrace_operator.cluster import INFERENCE_ROLE, OWNED, POD, WATCHED, Kind, kind_of
+from headrace_operator.cluster.client import KubernetesCluster, not_defined
 from headrace_operator.errors import ClusterError, Outdated, Unreachable
 from headrace_operator.state import Object, Ref
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a watch that failed is tried again, after so many failures in a row."""
+UNDEFINED_SECONDS = 30.0
+"""Before it is looked again whether a kind has come to be defined."""
 WHOLE_SECONDS = 60.0
 """How long a pass waits for the first lists of all kinds."""
 
@@ -127,14 +129,16 @@ class MirroredCluster(KubernetesCluster):
         self._in_flight: dict[tuple[str, str, str], dict[str, Callable[[], None]]] = {}
         """By kind, namespace and name of what is being written: wakes for versions that may be our own."""
 
-    async def mirror(self, namespaces: Sequence[str], wake: Wake) -> None:
+    async def mirror(self, namespaces: Sequence[str], wake: Wake, edited: Wake | None = None) -> None:
         """Keep the copy until cancelled; `wake` is called with the uid of each InferenceDeployment a child of which
-        somebody else changed. No namespaces: all."""
+        somebody else changed; `edited`, if given, in its place where that is an InferenceRole, which is there to be
+        edited. No namespaces: all."""
         streams = [(kind, namespace) for kind in OWNED for namespace in (namespaces or ("",))]
         self._missing = {(kind.kind, namespace) for kind, namespace in streams}
         async with asyncio.TaskGroup() as group:
             for kind, namespace in streams:
-                group.create_task(self._follow(kind, namespace, wake))
+                told = edited if edited is not None and kind == INFERENCE_ROLE else wake
+                group.create_task(self._follow(kind, namespace, wake, told))
 
     async def list_owned(self, ref: Ref) -> list[Object]:
         try:
@@ -168,6 +172,10 @@ class MirroredCluster(KubernetesCluster):
         if obj["kind"] == POD.kind:
             self._counted_on.get(_family(kept), {}).update(_standing([kept]))
         return kept
+
+    async def apply_role_status(self, role: Object, status: Object) -> None:
+        with self._writing(role):
+            await super().apply_role_status(role, status)
 
     async def delete(self, obj: Object) -> None:
         if obj["kind"] == POD.kind:
@@ -204,9 +212,9 @@ class MirroredCluster(KubernetesCluster):
         call = f"pods of {namespace}/{label}"
         raise Outdated(call, 409, "Outdated", "they are no longer those that this pass looked at")
 
-    async def _follow(self, kind: Kind, namespace: str, wake: Wake) -> None:
-        """One list, and its watch from then on. Where the watch is broken off it goes on from where it was; where its
-        version is too old, or the API server says anything else, everything is listed again."""
+    async def _follow(self, kind: Kind, namespace: str, wake: Wake, told: Wake) -> None:
+        """One list, and its watch from then on, which wakes by `told`. Where the watch is broken off it goes on from
+        where it was; where its version is too old, or the API server says anything else, everything is listed again."""
         version, failures = "", 0
         while True:
             try:
@@ -214,10 +222,14 @@ class MirroredCluster(KubernetesCluster):
                     version = await self._read_all(kind, namespace, wake)
                 async with aclosing(self.changes(kind, namespace, version)) as changes:
                     async for change, obj in changes:
-                        self._hear(kind, change, obj, wake)
+                        self._hear(kind, change, obj, told)
                         version, failures = obj["metadata"]["resourceVersion"], 0
                         self._copy.heard(kind, namespace, int(version))
             except ClusterError as error:
+                if not_defined(kind, error):
+                    self._listed(kind, namespace)
+                    await asyncio.sleep(UNDEFINED_SECONDS)
+                    continue
                 logger.info("the watch of %s begins anew: %s", kind.plural, error)
                 if not isinstance(error, Unreachable):
                     version = ""
@@ -235,10 +247,13 @@ class MirroredCluster(KubernetesCluster):
                     self._hear(kind, "ADDED", obj, wake)
         for obj in self._copy.listed(kind, namespace, int(version), found):
             _tell(kind, obj, wake)
+        self._listed(kind, namespace)
+        return version
+
+    def _listed(self, kind: Kind, namespace: str) -> None:
         self._missing.discard((kind.kind, namespace))
         if not self._missing:
             self._whole.set()
-        return version
 
     def _hear(self, kind: Kind, change: str, obj: Object, wake: Wake) -> None:
         """What this client wrote itself is no news: it wakes nobody."""

@@ -7,7 +7,7 @@ Called by reconcile and by the `plan` command. The Ray token is not in the set, 
 
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
-from headrace_operator.desired import budgets, engine, gateway, head, history, ranks, tiers
+from headrace_operator.desired import budgets, engine, gateway, head, history, inference_role, ranks, tiers
 from headrace_operator.history import KIND
 from headrace_operator.state import Object, Observed, Plan, Subject
 
@@ -27,6 +27,7 @@ def desired_objects(subject: Subject, plan: Plan) -> list[Object]:
         *([ranks.service(subject)] if any(role.parallelism.pods > 1 for role in roles.values()) else []),
         *(pod for slot in plan.slots for pod in engine.pods_of(subject, roles[slot.home], plan.revision, slot)),
         *budgets.objects(subject, plan),
+        *inference_role.objects(subject, plan),
     ]
 
 
