@@ -14,13 +14,13 @@ from typing import Final
 
 from rich.progress import Progress
 
-from bench.enginemodel import Request
 from bench.report import Check, Options, Report, at_least, at_most
 from headrace_operator.plan.scaling import Aim, Ask, Role, Target
 from headrace_operator.plan.scaling.model import need
 from simulator import load
 from simulator.fleet import ROLES, Fleet, Outcome, Scaler, Setting
 from simulator.profile import H200_8B
+from simulator.request import Request
 from simulator.scalers import Oracle, PlusMinusOne, Product, Static, hpa, kpa, load_of, truth
 
 AZURE: Final = "azure_2023_conv.csv.xz"

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.enginemodel import BLOCK, BLOCKS, Request
+from bench.enginemodel import BLOCK, BLOCKS
 from bench.replay import ENGINES
 from local import cache, packages
 from local.engine import build
+from simulator.request import Request
 
 LOCK = Path(__file__).with_name("dynamo.lock")
 """Written by `make lock`."""

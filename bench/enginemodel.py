@@ -9,29 +9,16 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-BLOCK: Final = 512
+from simulator import profile
+from simulator.request import Request
+
+BLOCK: Final = profile.BLOCK
 """Tokens."""
 BLOCKS: Final = 4096
 BATCH_TOKENS: Final = 8192
 BATCH_REQUESTS: Final = 256
 
 What = Literal["stored", "removed", "first", "end"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One line of a trace. `ids` name the prompt's blocks, the last of which may be part of one; equal ids are equal
-    beginnings."""
-
-    at: float
-    prompt: int
-    output: int
-    ids: tuple[int, ...]
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The full ones, which others can reuse."""
-        return self.ids[: self.prompt // BLOCK]
 
 
 @dataclass(slots=True, eq=False)

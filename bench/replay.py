@@ -6,16 +6,13 @@ replaying round-robin in Dynamo's replay too: `routing.py` prints the difference
 """
 
 import heapq
-import json
-import lzma
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from bench.enginemodel import BLOCK, BLOCKS, Request, Running, SimulatedEngine
+from bench.enginemodel import BLOCK, BLOCKS, Running, SimulatedEngine
 from bench.report import percentile
 from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
@@ -23,6 +20,7 @@ from headrace_runtime.gateway.blocks import Stored
 from headrace_runtime.gateway.prefix import PrefixIndex
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Engine, Need, Policy, rank
+from simulator.request import Request
 
 ENGINES: Final = 8
 EVENT_SECONDS: Final = 0.002
@@ -41,17 +39,6 @@ class Outcome:
     """Mean time between tokens."""
     routed: tuple[tuple[Request, ...], ...] = ()
     """The requests of each engine."""
-
-
-def read(file: Path, speed: float = 1.0) -> list[Request]:
-    """A trace in Mooncake's format, compressed; arrivals `speed` times as dense."""
-    requests = []
-    with lzma.open(file, "rt") as lines:
-        for line in lines:
-            said = json.loads(line)
-            at, ids = said["timestamp"] / 1e3 / speed, tuple(said["hash_ids"])
-            requests.append(Request(at, said["input_length"], said["output_length"], ids))
-    return requests
 
 
 def replay(requests: Sequence[Request], policy: Policy) -> Outcome:

@@ -19,6 +19,7 @@ from bench.replay import ENGINES, Outcome
 from bench.report import Check, Options, Report, at_least, at_most, spread
 from headrace_runtime.gateway import routing
 from headrace_runtime.gateway.routing import Policy
+from simulator.load import read_mooncake
 
 TRACE = "mooncake_conversation.jsonl.xz"
 SPEEDS = (1.0, 3.0)
@@ -78,7 +79,7 @@ def _decisions(report: Report, repeats: int) -> None:
 
 
 def _replay(report: Report, trace: Path, speed: float, repeats: int) -> None:
-    requests = replay.read(trace, speed)
+    requests = read_mooncake(trace, speed)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)
         rivals = [dynamo.replay(requests, "kv_router", folder) for _ in range(repeats)]
@@ -123,7 +124,7 @@ def _replay(report: Report, trace: Path, speed: float, repeats: int) -> None:
 
 def _overload(report: Report, trace: Path) -> None:
     """Where more comes than all engines can compute: printed, not judged."""
-    requests = replay.read(trace, OVERLOAD)
+    requests = read_mooncake(trace, OVERLOAD)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         rival = dynamo.replay(requests, "kv_router", Path(folder))
     report.rows.append(_row(f"x{OVERLOAD:g} KV router, Dynamo's", rival))

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from rich.progress import Progress
 
-from bench.enginemodel import BLOCK, Request, Running, prefill_seconds
+from bench.enginemodel import BLOCK, Running, prefill_seconds
 from bench.replay import learn
 from bench.report import Options, Report, at_most, percentile, spread
 from bench.tieredengine import TieredEngine
@@ -28,6 +28,7 @@ from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
 from headrace_runtime.gateway.blocks import Stored
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Choice, Engine, Need, rank
+from simulator.request import Request
 
 REVISION: Final = "r"
 PREFILLS, DECODES = ("prefill-0", "prefill-1"), ("decode-0", "decode-1")

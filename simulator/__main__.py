@@ -1,20 +1,23 @@
-"""The simulator's command line: one load, one fleet, the operator's policy beside others, in one table."""
+"""The simulator's command line, `headrace simulate`: one load, one fleet, the operator's policy beside others, in one
+table."""
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from bench.enginemodel import Request
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Role, Target
 from headrace_operator.plan.scaling.model import need
 from simulator import load
 from simulator.fleet import ROLES, Fleet, Outcome, Scaler, Setting
 from simulator.profile import H200_8B, Profile
+from simulator.request import Request
 from simulator.scalers import Oracle, PlusMinusOne, Product, Static, hpa, kpa, load_of, truth
 
 MOST = 64
@@ -31,18 +34,40 @@ class Case:
     cold_start: float
 
 
+class Amount(click.FloatRange):
+    """A number that is one: neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        given = float(super().convert(value, param, ctx))
+        if not math.isfinite(given):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return given
+
+
+SOME = Amount(0, min_open=True)
+ANY = Amount(0)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("--trace", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .jsonl.xz or .csv.xz.")
 @click.option("--copies", default=1, show_default=True, type=click.IntRange(1, 20), help="Of the trace, at once.")
-@click.option("--rate", nargs=2, default=(4.0, 16.0), show_default=True, help="Without a trace: lowest, highest 1/s.")
-@click.option("--minutes", default=60.0, show_default=True, help="Without a trace: how long. With one: at most.")
-@click.option("--slower", default=1.0, show_default=True, help="Engines against an 8B model on one H200.")
-@click.option("--ttft", default=0.5, show_default=True, help="Target for the first token, seconds.")
-@click.option("--itl", default=0.05, show_default=True, help="Target for the time between tokens, seconds.")
+@click.option(
+    "--rate", nargs=2, type=ANY, default=(4.0, 16.0), show_default=True, help="Without a trace: lowest, highest 1/s."
+)
+@click.option(
+    "--minutes",
+    type=Amount(0, 10_000, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Without a trace: how long. With one: at most.",
+)
+@click.option("--slower", type=SOME, default=1.0, show_default=True, help="Engines against an 8B model on one H200.")
+@click.option("--ttft", type=SOME, default=0.5, show_default=True, help="Target for the first token, seconds.")
+@click.option("--itl", type=SOME, default=0.05, show_default=True, help="Target for the time between tokens, seconds.")
 @click.option("--percentile", default=95, show_default=True, type=click.IntRange(1, 99), help="Of both targets.")
-@click.option("--cold-start", default=60.0, show_default=True, help="Seconds until a new engine is ready.")
+@click.option("--cold-start", type=ANY, default=60.0, show_default=True, help="Seconds until a new engine is ready.")
 @click.option("--role-change", is_flag=True, help="Engines may change their role.")
-@click.option("--failures", default=0.0, show_default=True, help="Of an engine, an hour.")
+@click.option("--failures", type=ANY, default=0.0, show_default=True, help="Of an engine, an hour.")
 @click.option("--seed", default=1, show_default=True, help="Of the load and of the failures.")
 @click.option("--policy", help="package.module:function from Ask to Answer, beside the built-in one.")
 @click.option("--events", is_flag=True, help="Print each change of size of the operator's policy.")

@@ -8,8 +8,8 @@ import heapq
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from bench.enginemodel import Request
 from simulator.profile import BLOCK, Profile
+from simulator.request import Request
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bench.enginemodel import Request
 from headrace_operator.plan.scaling import Aim, Ask, Role, Window
 from headrace_runtime.contract import Endpoint
 from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
@@ -22,6 +21,7 @@ from headrace_runtime.gateway.routing import Engine as Known
 from headrace_runtime.gateway.routing import Need, rank
 from simulator.engine import Engine, Journey
 from simulator.profile import BLOCK, Profile
+from simulator.request import Request
 from simulator.windows import Recorder
 
 

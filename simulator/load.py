@@ -1,6 +1,7 @@
 """Requests for a *simulated* fleet: from the public traces, or made up by a seed."""
 
 import csv
+import json
 import lzma
 import math
 import random
@@ -10,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from bench.enginemodel import Request
-from bench.replay import read as read_mooncake
+from simulator.request import Request
 
 APART_SECONDS: Final = 7.0
 """Between copies of a trace that are laid over each other: the same minutes, other seconds."""
@@ -20,6 +20,17 @@ APART_SECONDS: Final = 7.0
 def read(file: Path) -> list[Request]:
     """A trace, by the end of its name: `.jsonl.xz` is Mooncake's format, `.csv.xz` Azure's, which names no blocks."""
     return read_mooncake(file) if file.name.endswith(".jsonl.xz") else read_azure(file)
+
+
+def read_mooncake(file: Path, speed: float = 1.0) -> list[Request]:
+    """A trace in Mooncake's format, compressed; arrivals `speed` times as dense."""
+    requests = []
+    with lzma.open(file, "rt") as lines:
+        for line in lines:
+            said = json.loads(line)
+            at, ids = said["timestamp"] / 1e3 / speed, tuple(said["hash_ids"])
+            requests.append(Request(at, said["input_length"], said["output_length"], ids))
+    return requests
 
 
 def read_azure(file: Path) -> list[Request]:

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench.enginemodel import Request
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Changed, Model, Window, decide
 from headrace_operator.plan.scaling.model import Load, need
 from simulator.profile import Profile
+from simulator.request import Request
 
 Policy = Callable[[Ask], Answer]
 

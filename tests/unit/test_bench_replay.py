@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench import enginemodel
-from bench.enginemodel import BLOCK, Request, Running, SimulatedEngine, prefill_seconds
-from bench.replay import pooled, read, replay, unlimited
+from bench.enginemodel import BLOCK, Running, SimulatedEngine, prefill_seconds
+from bench.replay import pooled, replay, unlimited
+from simulator.load import read_mooncake
+from simulator.request import Request
 
 
 def conversation(users: int = 12, turns: int = 6) -> list[Request]:
@@ -101,5 +103,5 @@ def test_ceilings_stand_in_order() -> None:
 def test_reads_a_trace_at_any_speed(tmp_path: Path) -> None:
     line = '{"timestamp": 3000, "input_length": 1100, "output_length": 7, "hash_ids": [4, 5, 6]}\n'
     (tmp_path / "t.xz").write_bytes(lzma.compress(line.encode()))
-    (request,) = read(tmp_path / "t.xz", speed=2.0)
+    (request,) = read_mooncake(tmp_path / "t.xz", speed=2.0)
     assert (request.at, request.prompt, request.output, request.blocks) == (1.5, 1100, 7, (4, 5))

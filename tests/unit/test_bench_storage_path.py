@@ -3,9 +3,10 @@
 import pytest
 
 from bench import storage_path
-from bench.enginemodel import BLOCK, Request, Running, prefill_seconds
+from bench.enginemodel import BLOCK, Running, prefill_seconds
 from bench.storage_path import ARMS, DECODES, PROMPT, Scene, run_scene
 from bench.tieredengine import TieredEngine
+from simulator.request import Request
 
 IDS = tuple(range(1, 17))
 

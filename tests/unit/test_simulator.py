@@ -1,17 +1,19 @@
 """The simulated fleet: the same figures each time, and figures that can be checked by hand."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from bench.enginemodel import Request
+from headrace_operator.__main__ import main as headrace
 from headrace_operator.plan.scaling import Aim, Target
 from simulator.__main__ import main
 from simulator.fleet import Fleet, Outcome, Scaler, Setting
 from simulator.load import Wave, denser, joined, read
 from simulator.profile import H200_8B
+from simulator.request import Request
 from simulator.scalers import PlusMinusOne, Product, Static
 
 AIM = Aim(Target(0.5), Target(0.05))
@@ -107,4 +109,31 @@ def test_the_command_line_puts_the_policy_beside_others() -> None:
 
 def test_the_command_line_says_what_is_wrong_with_a_load() -> None:
     assert "--rate" in CliRunner().invoke(main, ["--rate", "9", "1"]).output
-    assert "no request" in CliRunner().invoke(main, ["--minutes", "0"]).output
+    assert "no request" in CliRunner().invoke(main, ["--minutes", "0.1", "--rate", "0", "0.0001"]).output
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--minutes", "inf"), ("--minutes", "0"), ("--ttft", "nan"), ("--itl", "-1"), ("--slower", "0"), ("--rate", "x")],
+)
+def test_a_number_that_is_none_is_refused_by_its_option(option: str, value: str) -> None:
+    ran = CliRunner().invoke(main, [option, value, *(["9"] if option == "--rate" else [])])
+    assert ran.exit_code == 2
+    assert option in ran.output
+
+
+def test_headrace_simulate_is_the_simulator() -> None:
+    ran = CliRunner().invoke(headrace, ["simulate", "--help"])
+    assert ran.exit_code == 0
+    assert "--cold-start" in ran.output
+    ran = CliRunner().invoke(headrace, ["simulate", "--minutes", "1", "--rate", "2", "4"])
+    assert ran.exit_code == 0, ran.output
+    assert "oracle" in ran.output
+
+
+def test_where_the_simulator_is_not_installed_headrace_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simulator.__main__", None)
+    ran = CliRunner().invoke(headrace, ["simulate", "--minutes", "1"])
+    assert ran.exit_code == 1
+    assert "pip install 'headrace[simulator]'" in ran.output
+    assert "simulate" in CliRunner().invoke(headrace, ["--help"]).output
