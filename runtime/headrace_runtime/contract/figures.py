@@ -40,13 +40,13 @@ class RoleFigures(_Told):
     cached_tokens: Count = 0
     """Of these, what the engine was known to hold."""
     answers: Count = 0
-    """Whole streams written here."""
+    """Whole ones written here whose length is known."""
     output_tokens: Count = 0
-    """Of these: their events, which are about as many."""
+    """Of these. A stream's are its events, which are about as many."""
     ttft: Sketch = Sketch()
     """Of streams whose prompt was computed here: from the complete request to the first token, the queue included."""
     itl: Sketch = Sketch()
-    """Of streams written here: the mean time between tokens, one sample for each answer."""
+    """Of streams among these: the mean time between tokens, one sample for each answer."""
 
 
 class CanaryFigures(_Told):

@@ -11,15 +11,21 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from headrace_runtime.gateway import keys
 from headrace_runtime.gateway.errors import NoKeyError, NotAdmittedError
-from headrace_runtime.gateway.gate import NO_KEY, Gate, State, Ticket
+from headrace_runtime.gateway.gate import NO_KEY, Cause, Gate, State, Ticket
 from headrace_runtime.gateway.rates import Bucket
 from headrace_runtime.gateway.reload import Live
 from headrace_runtime.gateway.telemetry import Record, Telemetry
 
 BEARER = "bearer "
+_NO_DEMAND: Final[frozenset[Cause]] = frozenset(
+    ("key_requests", "key_tokens", "key_concurrency", "too_many_tokens", "leaving")
+)
+"""Refused at once for these, a request says nothing about how many engines there should be: it is more than its key or
+anybody may have, or another gateway's."""
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -86,6 +92,8 @@ class Admission:
             yield ()
             return
         ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic(), size)
+        if ticket.refusal is None or ticket.refusal.cause not in _NO_DEMAND:
+            self._telemetry.came(record)
         try:
             if ticket.state is State.WAITING:
                 await self._turn(ticket)

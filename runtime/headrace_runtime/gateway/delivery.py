@@ -20,7 +20,7 @@ from headrace_runtime.gateway.http import Answer
 from headrace_runtime.gateway.journey import Journey, backoff, served_by
 from headrace_runtime.gateway.kept import Allowance, Kept
 from headrace_runtime.gateway.relay import Relay
-from headrace_runtime.gateway.request import Facts, continuation
+from headrace_runtime.gateway.request import RESPONSES, Facts, continuation
 from headrace_runtime.gateway.resume import Delivered, Splice, read, rest_without_engine, without_prompt_ids
 from headrace_runtime.gateway.telemetry import ResumeResult
 from headrace_runtime.gateway.upstream import EngineError
@@ -69,7 +69,8 @@ def _send(journey: Journey, answer: Answer, first: First) -> None:
     record = journey.record
     record.first_token = time.monotonic()
     record.outcome = "answered" if first.status < 400 else "refused"
-    record.tokens = total_tokens(first.payload)
+    record.tokens = usage(first.payload, "total_tokens")
+    record.output_tokens = usage(first.payload, "output_tokens" if record.path == RESPONSES else "completion_tokens")
     answer.send(first.status, [("content-type", "application/json"), *served_by(record)], first.payload)
 
 
@@ -98,7 +99,7 @@ class Delivery:
 
     async def begin(self, first: First) -> EngineError | None:
         """Relay the first engine's answer; gives what became of the engine where that was not the whole answer."""
-        self._record.first_token = time.monotonic()
+        self._journey.means.telemetry.began(self._record, time.monotonic())
         self._answer.source = self._relay
         payload = first.payload
         if self._settings is not None and not self._facts.wants_token_ids:
@@ -128,9 +129,9 @@ class Delivery:
     def finish(self) -> None:
         """The whole answer is there. Raises RequestError, for an answer in one piece that is none."""
         self._record.outcome = "broken" if self._relay.said_error else "answered"
+        self._measure()
         if self._facts.stream:
             self._relay.finish()
-            self._time()
             return
         assert self._kept is not None
         try:
@@ -157,13 +158,14 @@ class Delivery:
         if self._kept is not None:
             self._kept.release()
 
-    def _time(self) -> None:
-        """Of a whole stream, by its first and its last event: nothing is timed in between."""
+    def _measure(self) -> None:
+        """A whole stream, by its first and its last event: nothing is timed in between."""
         record, ends = self._record, 1 + self._wants_usage()  # [DONE], and the event that tells the usage
         if record.outcome == "answered" and self._facts.resumable:
-            record.last_token = time.monotonic()
             record.output_tokens = max(0, self._relay.events - ends)
-            record.gaps = record.output_tokens - self._first_events
+            if record.stream:
+                record.last_token = time.monotonic()
+                record.gaps = record.output_tokens - self._first_events
 
     def _who(self) -> tuple[str, str]:
         return self._record.request_id, self._record.decode
@@ -222,10 +224,10 @@ class Delivery:
         return failure
 
 
-def total_tokens(answer: bytes) -> int | None:
-    """The tokens of prompt and answer, as the `usage` of a whole answer says. Inside of a string the quotes would be
-    escaped, so that nothing has to be parsed."""
-    _, _, after = answer.rpartition(b'"total_tokens":')
+def usage(answer: bytes, field: str) -> int | None:
+    """Tokens, as the `usage` of a whole answer says. Inside of a string the quotes would be escaped, so that nothing
+    has to be parsed."""
+    _, _, after = answer.rpartition(b'"%s":' % field.encode())
     digits = after[:16].lstrip()
     number = digits[: len(digits) - len(digits.lstrip(b"0123456789"))]
     return int(number) if number else None

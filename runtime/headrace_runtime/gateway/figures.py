@@ -1,8 +1,8 @@
 """What this gateway counts by role and revision, for the operator: `GET /figures` on the admin port.
 
 Touched a few times for each request and never for a token. The shapes, and what each number means, are in
-`contract/figures.py`. Filled by `telemetry.py` (requests that ended), `journey.py` and `selection.py` (engines that
-were asked, or failed) and `flow.py` (arrivals).
+`contract/figures.py`. Filled by `telemetry.py` (first tokens, requests that ended), `journey.py` and `selection.py`
+(engines that were asked, or failed) and `flow.py` (arrivals). What is asked of all roles together is in `demand.py`.
 """
 
 import secrets
@@ -25,6 +25,7 @@ from headrace_runtime.contract import (
     Sketch,
 )
 from headrace_runtime.contract.sketch import bucket
+from headrace_runtime.gateway.demand import Demand
 
 KEPT: Final = 32
 """Roles of revisions that are told of. Of more, the first are forgotten: a process outlives many rollouts."""
@@ -60,6 +61,7 @@ class Figures:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.arrivals = self.answered = self.failed = self.broken = 0
+        self.demand = Demand(clock)
         self._clock = clock
         self._start = secrets.token_hex(8)
         self._began = clock()
@@ -84,7 +86,8 @@ class Figures:
             tally.cached_tokens += round(cached * tokens)
 
     def wrote(self, role: RoleName, revision: str, tokens: int, itl: float | None) -> None:
-        """A whole streamed answer. `itl`: the mean time between its tokens; None where there was none between."""
+        """A whole answer. `itl`: the mean time between its tokens; None where there was none between, or the client
+        wanted it in one piece."""
         tally = self._of(role, revision)
         tally.answers += 1
         tally.output_tokens += tokens
@@ -112,6 +115,7 @@ class Figures:
             oldest_wait=oldest_wait,
             roles=self.roles(),
             canary=CanaryFigures(share=step.share, seconds=now - step.began, before=step.before) if step else None,
+            demand=self.demand.told(),
         )
 
     def _of(self, role: RoleName, revision: str) -> _Tally:

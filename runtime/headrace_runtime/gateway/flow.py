@@ -69,6 +69,7 @@ class Flow:
             if contract.kv_sharing == "Key" and facts.computed:
                 facts = salted(facts, salt_of(contract, caller.key, caller.exempt, facts.document.get("cache_salt")))
             record.stream, record.prompt_tokens, record.own = facts.stream, facts.prompt_tokens, canary is not None
+            record.demands = facts.computed and not record.own
             if contract.canary is not None and canary is None:
                 record.side = side(contract.canary, next(self.arrivals))
             async with self.admission.admitted(caller, record, len(request.body)) as limits:

@@ -137,6 +137,8 @@ class Journey:
         self.record.role, self.record.cached = engine.role, placed.cached
         body = body_with_token_ids(self.facts) if self.resume is not None and self.facts.stream else self.facts.body
         seconds = None if self.facts.computed else FRONT_END_SECONDS
+        if not self.facts.stream:
+            self.means.telemetry.handed(self.record)
         began = time.monotonic()
         first = await self._ask(engine, body, self.facts.stream, seconds)
         if first.streaming:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from headrace_runtime.contract import RoleName
+from headrace_runtime.gateway.demand import Visit
 from headrace_runtime.gateway.figures import Figures
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.share import Side
@@ -68,8 +69,8 @@ class Record:
     """Of a whole stream of one sequence."""
     gaps: int = 0
     """Between its events after the first read: about one for each token but the first."""
-    output_tokens: int = 0
-    """Its events."""
+    output_tokens: int | None = None
+    """Of a whole answer: the events of a stream, or as the engine says. None: that is not known."""
     role: RoleName | None = None
     """Of the engine that writes the answer."""
     cached: float | None = None
@@ -78,6 +79,10 @@ class Record:
     """Of a canary."""
     own: bool = False
     """The operator's question: no client waits for it, and it is in no figure."""
+    demands: bool = False
+    """It counts among what is asked of the deployment."""
+    visit: Visit | None = None
+    """As which it does."""
     status: int = 0
     outcome: Outcome = "failed"
 
@@ -183,11 +188,32 @@ class Telemetry:
     def resumed(self, result: ResumeResult) -> None:
         self._resumes.labels(result).inc()
 
+    def came(self, record: Record) -> None:
+        """The gate has seen it."""
+        if record.demands:
+            record.visit = self.figures.demand.came(record.prompt_tokens)
+
+    def handed(self, record: Record) -> None:
+        """An engine computes it and answers in one piece."""
+        if record.visit is not None:
+            self.figures.demand.handed(record.visit)
+
+    def began(self, record: Record, now: float) -> None:
+        """The first token of an answer that its engine streams."""
+        record.first_token = now
+        if record.visit is not None:
+            self.figures.demand.began(record.visit)
+        if record.stream:
+            self._ttft.labels("yes" if record.prefill else "no").observe(now - record.began)
+        if record.stream and not record.own and record.role is not None:
+            by: RoleName = "prefill" if record.prefill else record.role
+            self.figures.computed(by, record.revision, now - record.began, record.prompt_tokens, record.cached)
+
     def finished(self, record: Record, now: float) -> None:
         self._requests.labels(record.path, str(record.status), record.outcome).inc()
         self._duration.labels(record.path).observe(now - record.began)
-        if record.first_token is not None and record.stream:
-            self._ttft.labels("yes" if record.prefill else "no").observe(record.first_token - record.began)
+        if record.visit is not None:
+            self.figures.demand.left(record.visit)
         if not record.own:
             self._count(record)
         if self.access_log is not None:
@@ -199,16 +225,13 @@ class Telemetry:
         figures.answered += record.outcome == "answered"
         figures.failed += record.outcome == "failed"
         figures.broken += record.outcome == "broken"
-        if role is None or not record.stream or record.first_token is None:
+        if role is None or record.outcome != "answered" or record.output_tokens is None:
             return
-        computed_by: RoleName = "prefill" if record.prefill else role
-        seconds = record.first_token - record.began
-        figures.computed(computed_by, record.revision, seconds, record.prompt_tokens, record.cached)
-        if record.last_token is not None:
-            itl = (record.last_token - record.first_token) / record.gaps if record.gaps > 0 else None
-            figures.wrote(role, record.revision, record.output_tokens, itl)
-            if itl is not None:
-                self._itl.observe(itl)
+        itl = None
+        if record.last_token is not None and record.first_token is not None and record.gaps > 0:
+            itl = (record.last_token - record.first_token) / record.gaps
+            self._itl.observe(itl)
+        figures.wrote(role, record.revision, record.output_tokens, itl)
 
 
 class FleetCollector(Collector):
