@@ -91,6 +91,15 @@ class Admission(Frozen):
     """How long one waits, at most."""
 
 
+class Hold(Frozen):
+    """What waits while there is no engine at all, because the deployment sleeps, changes or is down."""
+
+    requests: int = Field(default=256, ge=1)
+    """That wait at a time, at most. Their bodies together are bounded by `Admission.queue_bytes`."""
+    seconds: float = Field(default=120.0, gt=0)
+    """How long one waits for an engine, at most. Once there is one, it waits for its turn as any other."""
+
+
 class FileDiscovery(Frozen):
     """Engines are those of a file, a JSON list of `Endpoint`, read again whenever it changes: processes on one machine
     that come, go, or change their role. Replace the file (rename over it), never write into it."""
@@ -149,6 +158,8 @@ class GatewayContract(Frozen):
     keys_folder: str | None = None
     """Folder of the API keys, a file each (`gateway/keys.py`); its contents are live. None: no key is asked for."""
     admission: Admission = Admission()
+    hold: Hold | None = None
+    """None: without an engine requests are refused."""
     canary: CanaryShare | None = None
     """None: requests go to engines of all revisions alike."""
     drain_seconds: float = 60.0
@@ -158,7 +169,7 @@ class GatewayContract(Frozen):
 
 LIVE: Final = frozenset({
     "routing", "min_prompt_tokens", "on_transfer_failure", "prefill_seconds", "transfer_seconds", "max_retries",
-    "resume", "access_log", "admission", "adapters", "kv_sharing", "canary",
+    "resume", "access_log", "admission", "adapters", "kv_sharing", "hold", "canary",
 })  # fmt: skip
 """Fields of `GatewayContract` that change under a running gateway, for requests that come after."""
 

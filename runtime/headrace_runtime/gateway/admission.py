@@ -8,7 +8,7 @@ a key that only this process knows, and counts against no limit: a deployment at
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -39,6 +39,21 @@ class Caller:
     """The gateway itself: no limit holds."""
 
 
+async def _not_held() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a request has that was let in."""
+
+    limits: Headers = ()
+    """`x-ratelimit-` headers of its answer."""
+    held: Callable[[], Awaitable[bool]] = _not_held
+    """Back into the line, since no engine is left and it has no answer yet. True: it was let in again. False: nobody
+    waits for an engine here. Raises NotAdmittedError."""
+
+
 class Admission:
     """Made inside the event loop that it is used in."""
 
@@ -48,6 +63,7 @@ class Admission:
         self._live = live
         self._telemetry = telemetry
         self._gate = Gate(live.contract.admission, time.monotonic())
+        self._there = True
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -80,28 +96,29 @@ class Admission:
             raise NoKeyError(given=bool(said))
         return Caller(name)
 
+    def engines(self, there: bool) -> None:
+        """Whether any engine may be asked now. While none may, requests wait for one where the contract has `hold`."""
+        self._there = there
+        self._gate.hold(None if there else self._live.contract.hold, time.monotonic())
+        self._settle()
+
     @asynccontextmanager
-    async def admitted(self, caller: Caller, record: Record, size: int) -> AsyncIterator[Headers]:
-        """Wait for a turn, and hold a place while the block runs; gives the answer's `x-ratelimit-` headers. `size`: of
-        the body, in bytes.
+    async def admitted(self, caller: Caller, record: Record, size: int) -> AsyncIterator["Place"]:
+        """Wait for a turn, and hold a place while the block runs. `size`: of the body, in bytes.
 
         The budget of tokens is charged with the prompt's estimate, and in the end with what `record.tokens` says.
         Raises NotAdmittedError (429, 503).
         """
         if caller.exempt:
-            yield ()
+            yield Place()
             return
         ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic(), size)
         if ticket.refusal is None or ticket.refusal.cause not in _NO_DEMAND:
             self._telemetry.came(record)
         try:
-            if ticket.state is State.WAITING:
-                await self._turn(ticket)
-            if ticket.refusal is not None:
-                self._telemetry.not_admitted(ticket.refusal.cause)
-                raise NotAdmittedError(ticket.refusal, self._limits(ticket))
+            await self._in(ticket)
             record.queued = ticket.began - ticket.arrived
-            yield self._limits(ticket)
+            yield Place(self._limits(ticket), lambda: self._again(ticket))
         finally:
             self._gate.leave(ticket, time.monotonic(), record.tokens)
             self._settle()
@@ -109,6 +126,7 @@ class Admission:
     def reload(self) -> None:
         """The contract or the keys are others."""
         self._gate.change(self._live.contract.admission, time.monotonic())
+        self.engines(self._there)
         if self._live.contract.keys_folder is not None:
             self._gate.forget_all_but(set(self._live.keys.values()))
         self._settle()
@@ -117,6 +135,20 @@ class Admission:
         """Refuse all who wait and all who come."""
         self._gate.turn_away(time.monotonic())
         self._settle()
+
+    async def _in(self, ticket: Ticket) -> None:
+        """Until the gate lets it in. Raises NotAdmittedError."""
+        if ticket.state is State.WAITING:
+            await self._turn(ticket)
+        if ticket.refusal is not None:
+            self._telemetry.not_admitted(ticket.refusal.cause)
+            raise NotAdmittedError(ticket.refusal, self._limits(ticket))
+
+    async def _again(self, ticket: Ticket) -> bool:
+        if not self._gate.again(ticket, time.monotonic()):
+            return False
+        await self._in(ticket)
+        return True
 
     async def _turn(self, ticket: Ticket) -> None:
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()

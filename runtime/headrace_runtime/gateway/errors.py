@@ -62,6 +62,8 @@ _REFUSALS: dict[Cause, tuple[int, str, str]] = {
     "too_many_tokens": (429, "tokens", "The request alone is more than the {limit} tokens that a minute allows."),
     "queue_full": (503, "server_error", "The deployment is at its limit, and its queue is full."),
     "queue_wait": (503, "server_error", "The deployment is at its limit, and the request has waited its time."),
+    "hold_full": (503, "server_error", "No engine is running, and {limit} requests wait for one already."),
+    "hold_wait": (503, "server_error", "No engine is running, and the request has waited its time for one."),
     "leaving": (503, "server_error", "This gateway is about to end: another one answers."),
 }
 """HTTP status, OpenAI's `type`, and the message."""
@@ -141,9 +143,13 @@ def too_much_held() -> RequestError:
     return RequestError(503, "This gateway holds as many bytes of requests as it may.", "overloaded", retry=True)
 
 
-def no_engine(canary: str | None) -> RequestError:
+class NoEngineError(RequestError):
+    """Nobody is there to ask, or nobody is left."""
+
+
+def no_engine(canary: str | None) -> NoEngineError:
     of = f" of revision {canary[:64]}" if canary else ""
-    return RequestError(503, f"No engine{of} is ready to answer.", "no_engine_ready", retry=True)
+    return NoEngineError(503, f"No engine{of} is ready to answer.", "no_engine_ready", retry=True)
 
 
 def adapter_not_loaded(adapter: str) -> RequestError:

@@ -163,10 +163,15 @@ class Fleet:
         self._changed = asyncio.Event()
         """Set for a moment whenever an engine may have become routable."""
         self._listeners: list[Callable[[Endpoint], None]] = []
+        self._on_change: list[Callable[[], None]] = []
 
     def on_new(self, listener: Callable[[Endpoint], None]) -> None:
         """Call `listener` for each engine that appears, or comes back at another address."""
         self._listeners.append(listener)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever an engine may have become routable, or no more be."""
+        self._on_change.append(listener)
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
         """The complete set of engines, from discovery. One that is known keeps its health and load."""
@@ -201,6 +206,11 @@ class Fleet:
             return [slot.as_seen(none_left, last=False) for slot in slots]
         served = {slot.endpoint.role for slot in slots if slot.routable}
         return [slot.as_seen(none_left, slot.endpoint.stays and slot.endpoint.role not in served) for slot in slots]
+
+    @property
+    def serves(self) -> bool:
+        """Some engine may be given a request."""
+        return any(engine.usable for engine in self.engines())
 
     @property
     def unheard(self) -> bool:
@@ -362,3 +372,5 @@ class Fleet:
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed.clear()
+        for listener in self._on_change:
+            listener()

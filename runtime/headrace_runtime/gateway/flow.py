@@ -19,17 +19,17 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
-from headrace_runtime.gateway.admission import Admission
+from headrace_runtime.gateway.admission import Admission, Place
 from headrace_runtime.gateway.affinity import Affinity
 from headrace_runtime.gateway.delivery import deliver
-from headrace_runtime.gateway.errors import RequestError
+from headrace_runtime.gateway.errors import NoEngineError, RequestError
 from headrace_runtime.gateway.fleet import Fleet
 from headrace_runtime.gateway.http import Answer, Request
 from headrace_runtime.gateway.journey import Journey, served_by
 from headrace_runtime.gateway.kept import Allowance
 from headrace_runtime.gateway.means import Means
 from headrace_runtime.gateway.reload import Live
-from headrace_runtime.gateway.request import parse, salted, trace_of
+from headrace_runtime.gateway.request import Facts, parse, salted, trace_of
 from headrace_runtime.gateway.share import side
 from headrace_runtime.gateway.sharing import salt_of
 from headrace_runtime.gateway.telemetry import Record, Telemetry
@@ -72,9 +72,10 @@ class Flow:
             record.demands = facts.computed and not record.own
             if contract.canary is not None and canary is None:
                 record.side = side(contract.canary, next(self.arrivals))
-            async with self.admission.admitted(caller, record, len(request.body)) as limits:
-                answer.also = limits
-                await deliver(Journey(self._means(), facts, record), answer)
+            async with self.admission.admitted(caller, record, len(request.body)) as place:
+                answer.also = place.limits
+                while not await self._answered(facts, record, answer, place):
+                    pass
         except RequestError as error:
             record.outcome = "refused" if error.status < 500 else "failed"
             answer.send_error(error, served_by(record))
@@ -85,6 +86,16 @@ class Flow:
             record.status = answer.status
             self.telemetry.in_flight.dec()
             self.telemetry.finished(record, time.monotonic())
+
+    async def _answered(self, facts: Facts, record: Record, answer: Answer, place: Place) -> bool:
+        """False: no engine was left, and one is there again after a wait."""
+        try:
+            await deliver(Journey(self._means(), facts, record), answer)
+        except NoEngineError:
+            if not await place.held():
+                raise
+            return False
+        return True
 
     def _means(self) -> Means:
         return Means(self.live.contract, self.fleet, self.pool, self.telemetry, self.turn, self.kept, self.affinity)

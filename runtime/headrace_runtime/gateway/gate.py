@@ -8,6 +8,9 @@ A key's rates are its holder's own affair: above them a request is refused at on
 order in which the deployment's capacity is given out: requests wait while all together, or those of their key, are at
 their limit. The queue is bounded in length, bytes and time. When it overflows, the key that fills most of it in the
 lowest class gives way, so that nobody can fill it for others.
+
+While there is no engine at all, all wait for one where the deployment holds them (`Hold`): in the same line, by other
+bounds. What was let in when the last engine left, and has no answer yet, comes back into it (`again`).
 """
 
 import enum
@@ -15,12 +18,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from headrace_runtime.contract import Admission, KeyRule, Priority
+from headrace_runtime.contract import Admission, Hold, KeyRule, Priority
 from headrace_runtime.gateway.line import Line
 from headrace_runtime.gateway.rates import Bucket, resized
 
 Cause = Literal[
-    "key_requests", "key_tokens", "key_concurrency", "too_many_tokens", "queue_full", "queue_wait", "leaving"
+    "key_requests",
+    "key_tokens",
+    "key_concurrency",
+    "too_many_tokens",
+    "queue_full",
+    "queue_wait",
+    "hold_full",
+    "hold_wait",
+    "leaving",
 ]
 
 NO_KEY: Final = ""
@@ -72,16 +83,17 @@ class Holder:
 
 
 class Ticket:
-    """One request. `tokens` is what its budget was charged with."""
+    """One request. `tokens` is what its budget was charged with; `since`: when it began to wait for what it waits for
+    now, a turn or an engine."""
 
-    __slots__ = ("arrived", "began", "owner", "rank", "refusal", "size", "state", "tokens")
+    __slots__ = ("arrived", "began", "owner", "rank", "refusal", "since", "size", "state", "tokens")
 
     def __init__(self, owner: Holder, tokens: int, now: float, size: int = 0) -> None:
         self.owner = owner
         self.size = size
         self.rank = _RANK[owner.rule.priority]
         self.tokens = tokens
-        self.arrived = self.began = now
+        self.arrived = self.began = self.since = now
         self.state = State.WAITING
         self.refusal: Refusal | None = None
 
@@ -98,6 +110,15 @@ class Gate:
         self._mean_seconds = 1.0
         self._last_end = now
         self._leaving = False
+        self._hold: Hold | None = None
+        """Not None: no engine is there."""
+        self._room = 0
+        """In the line at the last turn and not gone since: none of them is refused for another bound."""
+
+    @property
+    def shut(self) -> bool:
+        """Nobody goes, since no engine is there."""
+        return self._hold is not None
 
     def arrive(self, name: str, tokens: int, now: float, size: int = 0) -> Ticket:
         """A request of the key's holder, with an estimate of its prompt's tokens and its size in bytes."""
@@ -128,8 +149,8 @@ class Gate:
 
     def tick(self, now: float) -> None:
         """Who has waited too long is refused; who can go now goes."""
-        while (oldest := self.line.oldest()) is not None and oldest.arrived + self.rules.queue_seconds <= now:
-            self._refuse(oldest, "queue_wait", now)
+        while (oldest := self.line.oldest()) is not None and oldest.since + self._patience <= now:
+            self._refuse(oldest, "hold_wait" if self.shut else "queue_wait", now)
         self._serve(now)
 
     def due(self, now: float) -> float | None:
@@ -137,7 +158,7 @@ class Gate:
         oldest = self.line.oldest()
         if oldest is None:
             return None
-        until = max(0.0, oldest.arrived + self.rules.queue_seconds - now)
+        until = max(0.0, oldest.since + self._patience - now)
         if not self._full and (ticket := self.line.next(_may_go)) is not None:
             until = min(until, self._wait(1, ticket.tokens, now))
         return until
@@ -158,6 +179,32 @@ class Gate:
             holder.change(self._rule(holder.name), now)
         self._shorten(now)
         self.tick(now)
+
+    def hold(self, hold: Hold | None, now: float) -> None:
+        """From now on there is no engine, and who comes waits for one within these bounds; None: there is one, or none
+        is waited for. Those in the line begin to wait anew, and none of them is refused for the line's length."""
+        turned, self._hold = self.shut != (hold is not None), hold
+        self._serve(now)
+        if turned:
+            self._room = len(self.line)
+            for ticket in self.line:
+                ticket.since = now
+        self._shorten(now)
+        self.tick(now)
+
+    def again(self, ticket: Ticket, now: float) -> bool:
+        """A request that was let in has lost the last engine before it had an answer: back into the line. False: it is
+        not held here."""
+        if not self.shut or self._leaving or ticket.state is not State.RUNNING:
+            return False
+        self.running -= 1
+        ticket.owner.running -= 1
+        _charge(self._requests, self._tokens, ticket.tokens, now, sign=-1)
+        ticket.state, ticket.since = State.WAITING, now
+        self.line.add(ticket)
+        ticket.owner.waiting += 1
+        self._shorten(now)
+        return True
 
     def forget_all_but(self, names: set[str]) -> None:
         """Keys that are no more: what is known of their holders goes, but for requests under way."""
@@ -180,7 +227,17 @@ class Gate:
     @property
     def _full(self) -> bool:
         limit = self.rules.total.max_concurrent
-        return limit is not None and self.running >= limit
+        return self.shut or (limit is not None and self.running >= limit)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that one waits at the most, for an engine or for its turn."""
+        return self._hold.seconds if self._hold is not None else self.rules.queue_seconds
+
+    @property
+    def _longest(self) -> int:
+        """How many may wait."""
+        return max(self._room, self._hold.requests if self._hold is not None else self.rules.queue_length)
 
     def _serve(self, now: float) -> None:
         while len(self.line) and not self._full:
@@ -188,6 +245,7 @@ class Gate:
             if ticket is None or self._wait(1, ticket.tokens, now) > 0:
                 return
             self.line.go(ticket)
+            self._room = min(self._room, len(self.line))
             ticket.owner.waiting -= 1
             self._start(ticket, now)
             self._changed.append(ticket)
@@ -212,6 +270,7 @@ class Gate:
     def _unqueue(self, ticket: Ticket, now: float) -> None:
         """Out of the line unserved: its holder is given back what it was charged with."""
         self.line.remove(ticket)
+        self._room = min(self._room, len(self.line))
         ticket.owner.waiting -= 1
         _charge(ticket.owner.requests, ticket.owner.tokens, ticket.tokens, now, sign=-1)
 
@@ -242,16 +301,18 @@ class Gate:
 
     def _shorten(self, now: float) -> None:
         """To what the queue may hold."""
-        while len(self.line) > self.rules.queue_length:
-            self._refuse(self.line.last(), "queue_full", now)
+        full: Cause = "hold_full" if self.shut else "queue_full"
+        longest = self._longest
+        while len(self.line) > longest:
+            self._refuse(self.line.last(), full, now)
         while self.line.size > self.rules.queue_bytes:
-            self._refuse(self.line.last(_size), "queue_full", now)
+            self._refuse(self.line.last(_size), full, now)
 
     def _refuse(self, ticket: Ticket, cause: Cause, now: float) -> None:
         """One who waits. What its own key is the cause of is said so."""
         self._unqueue(ticket, now)
-        limits, limit = ticket.owner.rule.limits, self.rules.queue_length
-        if ticket.owner.at_its_limit and cause != "leaving":
+        limits, limit = ticket.owner.rule.limits, self._longest
+        if ticket.owner.at_its_limit and not self.shut and cause != "leaving":
             cause, limit = "key_concurrency", limits.max_concurrent or 0
         ticket.state = State.REFUSED
         ticket.refusal = Refusal(cause, limit, self._until_room(ticket.owner, now))
@@ -260,15 +321,19 @@ class Gate:
     def _until_room(self, holder: Holder, now: float) -> float:
         """Seconds until one more who waits may go: those before it, at the pace of the requests that ended lately.
 
-        While nothing ends at all, no sooner than that has lasted so far; and no sooner than the budgets allow.
+        While nothing ends at all, no sooner than that has lasted so far; and no sooner than the budgets allow. Where
+        all wait for an engine, until the first of them has waited its time: nobody knows how soon one comes.
         """
+        if self._hold is not None:
+            first = self.line.oldest()
+            return min(LONGEST_WAIT, max(0.0, first.since + self._hold.seconds - now)) if first is not None else 0.0
         if holder.at_its_limit:
             ahead, running = holder.waiting + 1, holder.running
         else:
             ahead, running = len(self.line) + 1, self.running
         seconds = ahead * self._mean_seconds / max(1, running) if running else 0.0
         if (oldest := self.line.oldest()) is not None:
-            seconds = max(seconds, now - max(self._last_end, oldest.arrived))
+            seconds = max(seconds, now - max(self._last_end, oldest.since))
         return min(LONGEST_WAIT, max(seconds, self._wait(ahead, 0, now)))
 
     # Whose it is

@@ -91,7 +91,7 @@ class Journey:
                 with self._question.watched(choice.decode, first.exchange, self.facts.computed):
                     yield first
                 return
-        if last is None:
+        if last is None or (self._contract.hold is not None and not self.means.fleet.serves):
             raise errors.no_engine(self.facts.canary)
         if last.status == 404:
             raise errors.adapter_not_loaded(self.facts.adapter)

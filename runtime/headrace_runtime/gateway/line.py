@@ -5,7 +5,7 @@ same however many wait, but for finding a turn among keys of which some may not 
 (`last`): these look at all that wait. Pure; used by `gate.py`.
 """
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 CLASSES = 3
@@ -34,6 +34,10 @@ class Line(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._by_age)
+
+    def __iter__(self) -> Iterator[T]:
+        """In the order in which they came."""
+        return iter(self._by_age)
 
     def __contains__(self, one: T) -> bool:
         return one in self._by_age

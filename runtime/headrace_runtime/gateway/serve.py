@@ -88,6 +88,8 @@ class Gateway:
         self._telemetry.queue.set_function(lambda: self._admission.waiting)
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
         self._telemetry.figures.share(contract.canary)
+        self.fleet.on_change(self._engines_changed)
+        self._engines_changed()
         self._reloader = Reloader(self._live, file, self._reloaded)
         self._affinity = Affinity()
         self._telemetry.prefix_blocks.set_function(lambda: len(self._affinity.index))
@@ -144,6 +146,9 @@ class Gateway:
         self._admission.reload()
         self._server.routes = self._routes()
 
+    def _engines_changed(self) -> None:
+        self._admission.engines(self.fleet.serves)
+
     def _publishing(self) -> list[Endpoint]:
         """Engines whose KV events are of use."""
         aware = self._live.contract.routing == "PrefixAware"
@@ -193,8 +198,9 @@ class Gateway:
         return card if name == served else {**card, "parent": served}
 
     async def _health(self, request: Request, answer: Answer) -> None:
-        """200 while some engine can answer."""
-        if not any(engine.usable for engine in self.fleet.engines()):
+        """200 while some engine can answer, or requests wait for one: whoever sends none where this says no would never
+        wake a deployment that sleeps."""
+        if self._live.contract.hold is None and not self.fleet.serves:
             raise errors.no_engine(None)
         answer.send(200, [], b"")
 
