@@ -56,6 +56,14 @@ def chosen(seed: int, *, quick: bool = False, leaf: str = "") -> Chosen:
     return Chosen([case for (path, _), case in picked.items() if path in some], len(some), mutants, met)
 
 
+def hunted(seed: int, name: str) -> Chosen:
+    """One mutant and the cases that it meets. ValueError: there is none of that name."""
+    mutants = [mutant for mutant in MUTANTS if mutant.name == name]
+    if not mutants:
+        raise ValueError(f"no mutant is named {name}: {', '.join(sorted(mutant.name for mutant in MUTANTS))}")
+    return Chosen((), 0, mutants, [case for case in cases(seed) if mutants[0].bites(case)])
+
+
 @dataclass(frozen=True)
 class Result:
     """What a campaign found."""
@@ -98,9 +106,10 @@ async def play(made: Campaign, what: Chosen, progress: Progress) -> Result:
     "--quick", is_flag=True, help=f"A case of each sort of {QUICK_LEAVES} leaves, and {QUICK_MUTANTS} mutants."
 )
 @click.option("--leaf", default="", help="Only leaves whose path begins so, and no mutants: roles[].replicas")
+@click.option("--mutant", default="", help="Only this planted bug, and no leaves for their own sake: hoards-claims")
 @click.option("--seed", type=int, help="Draws values, order and samples. [default: by chance, and printed]")
 @click.option("--jobs", type=click.IntRange(min=1), default=6, show_default=True, help="Namespaces at a time.")
-def fuzz(quick: bool, leaf: str, seed: int | None, jobs: int) -> None:
+def fuzz(quick: bool, leaf: str, mutant: str, seed: int | None, jobs: int) -> None:
     """Change every leaf of the CRD and change it back.
 
     Exit 1: a leaf was left out, an invariant did not hold, or more than one mutant in twenty went unnoticed.
@@ -108,11 +117,11 @@ def fuzz(quick: bool, leaf: str, seed: int | None, jobs: int) -> None:
     console = Console()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     try:
-        what = chosen(seed, quick=quick, leaf=leaf)
+        what = hunted(seed, mutant) if mutant else chosen(seed, quick=quick, leaf=leaf)
     except UnplannedError as error:
         raise click.ClickException(str(error)) from error
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--leaf") from error
+        raise click.BadParameter(str(error), param_hint="--mutant" if mutant else "--leaf") from error
     console.print(f"seed {seed}: {len(what.cases)} edits of {what.leaves} leaves, {len(what.mutants)} mutants")
     try:
         with api_server() as kubeconfig:

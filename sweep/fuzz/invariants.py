@@ -90,7 +90,7 @@ def is_complete(step: Step) -> Complaints:
         yield f"{parts['head']} heads"
     found = {key for key, obj in step.children().items() if not _made_by_the_cluster(obj) and key[0] not in HISTORY}
     planned = {key for key in step.case.children if key[0] not in HISTORY} | {TOKEN_SECRET}
-    kept = {("PersistentVolumeClaim", names.kv_claim(NAME, slot)) for slot in _slots(step)}
+    kept = {("PersistentVolumeClaim", names.kv_claim(NAME, slot)) for slot in _slots(step) if _claims(step.case.spec)}
     yield from (f"left over: {'/'.join(key)}" for key in sorted(found - planned - kept))
     yield from (f"missing: {'/'.join(key)}" for key in sorted(planned - found))
 
@@ -158,6 +158,11 @@ def is_as_before(step: Step) -> Complaints:
         left_out = PAST | PLACES if _slots(step) else PAST
         differs = compare(_terse(_without(left_out, wanted)), _terse(_without(left_out, found)), "")
         yield from (f"{'/'.join(key)}{path}: {text}" for path, text in differs[:3])
+
+
+def _claims(spec: Spec) -> bool:
+    """Whether KV blocks are kept in volumes that are claimed."""
+    return "claimTemplate" in spec.get("kvCache", {}).get("disk", {}).get("volume", {})
 
 
 def _slots(step: Step) -> set[str]:
