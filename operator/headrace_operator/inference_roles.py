@@ -78,6 +78,8 @@ def _limited(known: Known, role: Role, asked: int) -> tuple[Truth, str, str]:
     size, whose = known.plan.sizes[role.name], f"InferenceDeployment {known.ref.name}"
     if known.suspended:
         return "True", Reason.SUSPENDED, f"spec.suspend of {whose} is true."
+    if known.paused:
+        return "True", Reason.PAUSED, f"spec.paused of {whose} is true."
     if size == asked:
         return "False", Reason.DESIRED_WITHIN_RANGE, "As many engines as are asked for are carried out."
     told = f"{asked} engines are asked for, {size} carried out"
