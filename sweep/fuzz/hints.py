@@ -72,7 +72,12 @@ KEYS = {"gateway.apiKeysSecretRef.name": "keys"}
 NEEDS_COUNT = {"engine.device.resource": "nvidia.com/gpu", "parallelism.tensor": 2}
 OWNED = ({"tensor-parallel-size": 2},)
 SECRET_VALUE = {"secretKeyRef": {"name": "blue", "key": "word"}}
-EXTERNAL = {"scaling.mode": "External", "roles": [{"name": "prefill", "scaling": {"max": 2}}, {"name": "decode"}]}
+SLO = {
+    "scaling.mode": "SLO",
+    "roles": [{"name": "prefill", "scaling": {"max": 2}}, {"name": "decode", "scaling": {"max": 2}}],
+    "slo": {"ttft": {"target": "1s"}, "itl": {"target": "100ms"}},
+}
+ON_GPU = {"engine.device.resource": "nvidia.com/gpu"}
 REDIS = {"ray.gcs.backend": "Redis", "ray.gcs.redis.address": "redis:6379"}
 LIMITS = ("maxConcurrent", "requestsPerMinute", "tokensPerMinute")
 METHODS = ("fp8", "awq")
@@ -126,8 +131,8 @@ HINTS: dict[str, Hint] = {
     "roles[].parallelism.tensor": Hint(base="serve"),
     "roles[].name": Hint(base="serve", valid=(), boundary=("serve",), invalid=("prefill", "decode", "Nonsense", 7)),
     "roles[].replicas": Hint(valid=(2, 3), boundary=(0, 1)),
-    "roles[].scaling.min": Hint(also={**EXTERNAL}, boundary=(0, 2)),
-    "roles[].scaling.max": Hint(also={**EXTERNAL}, boundary=(1, 1000)),
+    "roles[].scaling.min": Hint(also=SLO, valid=(2,), boundary=(0, 1), invalid=(3, -1, "many")),
+    "roles[].scaling.max": Hint(also=SLO, valid=(3, 4), boundary=(1, 1000), invalid=(0, 1001, "many")),
     "roles[].tolerations[].key": Hint(valid=("blue", "green"), boundary=("b",)),
     "roles[].tolerations[].operator": Hint(valid=("Exists",), boundary=()),
     "roles[].tolerations[].value": Hint(
@@ -173,7 +178,17 @@ HINTS: dict[str, Hint] = {
     "ray.gcs.redis.passwordSecretRef.name": Hint(also=REDIS),
     "disaggregation.roleChange.minPrefill": Hint(boundary=(0, 1)),
     "disaggregation.roleChange.minDecode": Hint(boundary=(0, 1)),
-    "scaling.mode": Hint(valid=("External",), boundary=("Fixed",)),
+    "disaggregation.roleChange.cooldown": Hint(also={**SLO, "disaggregation.roleChange.enabled": True}),
+    "slo.ttft.target": Hint(also=SLO),
+    "slo.ttft.percentile": Hint(also=SLO),
+    "slo.itl.target": Hint(also=SLO),
+    "slo.itl.percentile": Hint(also=SLO),
+    "scaling.mode": Hint(
+        also={key: value for key, value in SLO.items() if key != "scaling.mode"}, valid=("SLO",), boundary=(),
+        invalid=("Fixed", "Nonsense", 7),
+    ),
+    "scaling.maxAccelerators": Hint(also=ON_GPU, valid=(5, 6), boundary=(4, 100_000), invalid=(3, 0, 100_001, "all")),
+    "scaling.dryRun": Hint(also=SLO),
     "scaling.policy": Hint(valid=("my.policy:Best",), boundary=("builtin",)),
     "rollout.maxSurge": Hint(valid=(2, 3), boundary=(1, 1000)),
     "rollout.autoRollback": Hint(also={"rollout.progressDeadline": "10m"}),

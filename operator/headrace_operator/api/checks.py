@@ -81,35 +81,6 @@ def role_names(spec: InferenceDeploymentSpec) -> Problems:
         )
 
 
-def replicas_or_scaling(spec: InferenceDeploymentSpec) -> Problems:
-    for index, role in enumerate(spec.roles):
-        if role.replicas is not None and role.scaling is not None:
-            yield Problem(f"spec.roles[{index}]", "has both replicas and scaling: keep the one that is meant")
-
-
-def scaling_bounds(spec: InferenceDeploymentSpec) -> Problems:
-    for index, role in enumerate(spec.roles):
-        if role.scaling and role.scaling.min > role.scaling.max:
-            low, high = role.scaling.min, role.scaling.max
-            yield Problem(f"spec.roles[{index}].scaling", f"min {low} is above max {high}: lower min or raise max")
-
-
-def scaling_mode(spec: InferenceDeploymentSpec) -> Problems:
-    if spec.scaling.mode == "SLO" and spec.slo is None:
-        yield Problem("spec.slo", "scaling.mode SLO needs targets: set slo.ttft or slo.itl")
-    if spec.scaling.mode == "Fixed":
-        for index, role in enumerate(spec.roles):
-            if role.scaling is not None:
-                yield Problem(
-                    f"spec.roles[{index}].scaling", "needs scaling.mode SLO or External; with Fixed use replicas"
-                )
-
-
-def slo_target(spec: InferenceDeploymentSpec) -> Problems:
-    if spec.slo is not None and spec.slo.ttft is None and spec.slo.itl is None:
-        yield Problem("spec.slo", "has no target: set ttft, itl or both")
-
-
 def rollback_has_a_cause(spec: InferenceDeploymentSpec) -> Problems:
     """A rollout fails by its deadline or by its canary alone."""
     may_fail = spec.rollout.progress_deadline is not None or spec.rollout.canary is not None
@@ -229,8 +200,10 @@ def role_change(spec: InferenceDeploymentSpec) -> Problems:
     bounds = ((prefill, "minPrefill", change.min_prefill), (decode, "minDecode", change.min_decode))
     for role, field, fewest in bounds:
         if role.replicas < fewest:
-            have = f"{role.name} has replicas {role.replicas}"
-            yield Problem(f"{path}.{field}", f"is {fewest}, but {have}: lower it, or add engines")
+            what = "replicas" if role.role.scaling is None else "scaling.min"
+            yield Problem(
+                f"{path}.{field}", f"is {fewest}, but {role.name} has {what} {role.replicas}: lower it, or raise {what}"
+            )
     differ = [what for what, one, other in _sides(prefill, decode) if one != other]
     if differ:
         yield Problem(

@@ -8,7 +8,7 @@ cases tests both. Pure; `parse.py` runs the checks, `crd.py` places the CEL.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_operator.api import checks, gangs, sources, tiers
+from headrace_operator.api import checks, gangs, scaling, sources, tiers
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
@@ -90,6 +90,16 @@ _WHOLE_ENGINES = (
 _RESOURCE = (
     "(has(r.engine) && has(r.engine.device) && has(r.engine.device.resource) ? "
     "r.engine.device.resource : self.engine.device.resource)"
+)
+_LEAST = "(has(r.scaling) ? r.scaling.min : (has(r.replicas) ? r.replicas : 1))"
+_SPARE = "(self.rollout.maxUnavailable == 0 ? 1 : 0)"
+_ROLE_TAKES = f"({_RESOURCE} == 'cpu' || has(r.replicas) && r.replicas == 0 ? 0 : ({_LEAST} + {_SPARE}) * {_PRODUCT})"
+_CAP_HOLDS = (
+    "!has(self.scaling.maxAccelerators) || (has(self.roles) ? "
+    f"self.roles.exists(r, {_RESOURCE} != 'cpu') && "
+    f"self.roles.map(r, {_ROLE_TAKES}).sum() <= self.scaling.maxAccelerators : "
+    "self.engine.device.resource != 'cpu' && "
+    f"(1 + {_SPARE}) * {_OWN_PRODUCT} <= self.scaling.maxAccelerators)"
 )
 _TENSORS = tuple(_over(f"self.roles[{index}]", "parallelism", "tensor") for index in (0, 1))
 _DTYPES = tuple(_over(f"self.roles[{index}]", "engine", "dtype") for index in (0, 1))
@@ -184,19 +194,59 @@ RULES: tuple[Rule, ...] = (
         ".roles",
     ),
     Rule(
-        checks.replicas_or_scaling,
+        scaling.replicas_or_scaling,
         ("spec.roles[]",),
         "give replicas or scaling, not both",
         "!(has(self.replicas) && has(self.scaling))",
     ),
-    Rule(checks.scaling_bounds, ("spec.roles[].scaling",), "min may not be above max", "self.min <= self.max"),
+    Rule(scaling.bounds, ("spec.roles[].scaling",), "min may not be above max", "self.min <= self.max"),
     Rule(
-        checks.scaling_mode,
+        scaling.mode,
         ("spec",),
         "SLO needs spec.slo; roles[].scaling needs SLO or External",
         "(self.scaling.mode != 'SLO' || has(self.slo)) && "
         "(self.scaling.mode != 'Fixed' || !has(self.roles) || self.roles.all(r, !has(r.scaling)))",
         ".scaling.mode",
+    ),
+    Rule(
+        scaling.inert,
+        ("spec",),
+        "slo needs the mode SLO, and dryRun one that decides",
+        "(self.scaling.mode == 'SLO' || !has(self.slo)) && "
+        "(self.scaling.mode != 'Fixed' || !has(self.scaling.dryRun) || !self.scaling.dryRun)",
+        ".scaling.mode",
+    ),
+    Rule(
+        scaling.moves_something,
+        ("spec",),
+        "SLO moves roles that have bounds: give one scaling",
+        "self.scaling.mode != 'SLO' || has(self.roles) && self.roles.exists(r, has(r.scaling))",
+        ".scaling.mode",
+    ),
+    Rule(
+        scaling.moved_by_a_target,
+        ("spec",),
+        "slo.ttft moves prefill, and slo.itl decode: set it, or give replicas in place of scaling",
+        "self.scaling.mode != 'SLO' || !has(self.slo) || "
+        + _each_role(
+            "!has(r.scaling) || r.name == 'serve' || (r.name == 'prefill' ? has(self.slo.ttft) : has(self.slo.itl))"
+        ),
+        ".roles",
+    ),
+    Rule(
+        scaling.somebody_answers,
+        ("spec",),
+        "with SLO scaling.min of serve and decode is 1 or more",
+        "self.scaling.mode != 'SLO' || " + _each_role("!has(r.scaling) || r.name == 'prefill' || r.scaling.min > 0"),
+        ".roles",
+    ),
+    Rule(
+        scaling.cap,
+        ("spec",),
+        "maxAccelerators must hold the least of all roles and, with rollout.maxUnavailable 0, one more engine of each; "
+        "on cpu it counts nothing",
+        _CAP_HOLDS,
+        ".scaling.maxAccelerators",
     ),
     Rule(
         checks.rollback_has_a_cause,
@@ -205,7 +255,7 @@ RULES: tuple[Rule, ...] = (
         "!has(self.autoRollback) || !self.autoRollback || has(self.progressDeadline) || has(self.canary)",
         ".autoRollback",
     ),
-    Rule(checks.slo_target, ("spec.slo",), "set ttft, itl or both", "has(self.ttft) || has(self.itl)"),
+    Rule(scaling.slo_target, ("spec.slo",), "set ttft, itl or both", "has(self.ttft) || has(self.itl)"),
     Rule(
         checks.cpu_has_no_count,
         tuple(f"{engine}.device" for engine in _ENGINES),
@@ -390,6 +440,7 @@ PYTHON_ONLY = (
     checks.quantization,
     checks.templates,
     checks.env_names,
+    scaling.countable,
 )
 """What CEL cannot see: free-form objects, and tables of the engine that change with its version. That a name is given
 once is the schema's own rule for a list with keys."""
