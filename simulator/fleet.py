@@ -1,8 +1,9 @@
 """The events of a *simulated* fleet, in order: requests come, prompts are computed, blocks move, answers are written,
 engines start, leave and fail, and a scaler is asked. Deterministic: the same inputs and seed give the same figures.
 
-The gateway's part is not modelled: `Affinity` and `rank` of the product choose the engines. What the scaler is told is
-what gateways can measure, in windows, and nothing else.
+The gateway's part is not modelled: `Affinity` and `rank` of the product choose the engines, and a decode engine
+computes what they give it without a prefill engine. What the scaler is told is what gateways can measure, in windows,
+and nothing else.
 """
 
 import heapq
@@ -18,7 +19,7 @@ from headrace_runtime.gateway.affinity import Affinity, Placed, Reading
 from headrace_runtime.gateway.blocks import Stored
 from headrace_runtime.gateway.prompts import exact
 from headrace_runtime.gateway.routing import Engine as Known
-from headrace_runtime.gateway.routing import Need, rank
+from headrace_runtime.gateway.routing import Need, Policy, rank
 from simulator.engine import Engine, Journey
 from simulator.profile import BLOCK, Profile
 from simulator.request import Request
@@ -44,7 +45,7 @@ class Setting:
     profile: Profile
     aim: Aim
     start: Mapping[str, int]
-    """Ready engines of each role at the beginning."""
+    """Ready engines of each role at the beginning: of `prefill` and `decode`, or of `serve`."""
     cold_start: float = 60.0
     least: int = 1
     most: int = 64
@@ -53,6 +54,9 @@ class Setting:
     failures: float = 0.0
     """Of an engine, an hour."""
     seed: int = 1
+    routing: Policy = "PrefixAware"
+    min_prompt_tokens: int = 64
+    """Shorter prompts are computed where their answer is written, as by default in gateways."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Outcome:
 
 
 ROLES = ("prefill", "decode")
+"""Of a fleet that is split."""
 
 
 @dataclass
@@ -130,7 +135,8 @@ class Fleet:
         self._known: dict[str, Known] = {}
         self._moments = 0
         self._left = 0
-        for role in ROLES:
+        self.roles = tuple(self.setting.start)
+        for role in self.roles:
             self.sizes[role] = self.setting.start[role]
             for _ in range(self.sizes[role]):
                 self._make(role, 0.0)
@@ -166,81 +172,107 @@ class Fleet:
             for engine in self.engines
             if engine.gone is None and not engine.leaving and engine.ready_at <= self.now
         ]
-        choices = rank(Need(split=True, prompt=self._affinity.prompt(reading)), engines, "PrefixAware", self._turn)
+        setting = self.setting
+        prompt = self._affinity.prompt(reading, setting.min_prompt_tokens)
+        need = Need(split=request.prompt >= setting.min_prompt_tokens, prompt=prompt)
+        choices = rank(need, engines, setting.routing, self._turn)
         self._turn += 1
-        if not choices or choices[0].prefill is None or choices[0].decode.role != "decode":
+        if not choices:
             self._held.append(journey)
             return
-        prefill, decode = self._named(choices[0].prefill.name), self._named(choices[0].decode.name)
-        for engine, fetched in ((prefill, False), (decode, True)):
+        choice = choices[0]
+        decode = self._named(choice.decode.name)
+        prefill = None if choice.prefill is None else self._named(choice.prefill.name)
+        for engine, fetched in ((decode, False),) if prefill is None else ((prefill, False), (decode, True)):
             stack = ExitStack()
             placed = stack.enter_context(self._affinity.placed(reading, engine.name, fetched))
             self._placed.setdefault(journey, []).append((placed, stack, engine))
             self._load(engine, 1)
         self._to_decode[journey] = decode
-        prefill.queue.append(journey)
-        self._compute(prefill)
+        journey.alone, journey.lacking = prefill is None, None
+        at = self.now + self.setting.profile.front
+        self._at(at, lambda: self._ask(journey, prefill or decode))
 
-    def _compute(self, engine: Engine) -> None:
-        if engine.computing or not engine.queue or engine.gone is not None:
-            return
-        seconds = engine.take_batch()
-        self._at(self.now + seconds, lambda: self._computed(engine, engine.computing))
-
-    def _computed(self, engine: Engine, batch: tuple[Journey, ...]) -> None:
+    def _ask(self, journey: Journey, engine: Engine) -> None:
         if engine.gone is not None:
+            self._again(journey)
             return
-        engine.computing = ()
-        for journey in batch:
-            blocks = journey.request.blocks
-            self._affinity.index.remove(engine.name, engine.keep(journey.request))
-            if blocks:
-                self._affinity.index.store(engine.name, Stored(blocks, None, blocks, 1))
-                self._affinity.index.heard(engine.name, self.now)
+        engine.queue.append(journey)
+        self._came(engine)
+
+    def _came(self, engine: Engine) -> None:
+        """Something new is to be done there: at once, or after the step that it is at."""
+        if not engine.stepping:
+            self._begin(engine)
+        elif engine.interrupt(self.now):
+            self._foretell(engine)
+
+    def _begin(self, engine: Engine) -> None:
+        engine.begin(self.now)
+        self._foretell(engine)
+        if self.setting.profile.crowding:
+            self._crowd()
+
+    def _crowd(self) -> None:
+        """Those that share their machine are as slow as there are others busy."""
+        busy = [engine for engine in self.engines if engine.stepping and engine.gone is None]
+        times = 1 + self.setting.profile.crowding * (len(busy) - 1)
+        for engine in busy:
+            if engine.slow(self.now, times):
+                self._foretell(engine)
+
+    def _foretell(self, engine: Engine) -> None:
+        end, turn = engine.end(), engine.turn
+        if end is not None:
+            self._at(end, lambda: self._stepped(engine, turn))
+
+    def _stepped(self, engine: Engine, turn: int) -> None:
+        if engine.gone is not None or engine.turn != turn:
+            return
+        done = engine.finish()
+        for journey in done.computed:
+            self._computed(journey, engine)
+        for journey in done.first:
+            self._wrote_first(journey, engine)
+        for journey in done.ended:
+            journey.end = self.now
+            self._left -= 1
+            self._recorder.ended(journey, self.now)
             self._leave(journey, engine)
-            profile = self.setting.profile
-            moved = self.now + profile.transfer_base + profile.transfer * journey.request.prompt
-            decode = self._to_decode[journey]
-            self._at(moved, lambda journey=journey, decode=decode: self._moved(journey, decode))  # type: ignore[misc]
-        self._compute(engine)
+            self._to_decode.pop(journey, None)
+        self._begin(engine)
         self._settle(engine)
+
+    def _computed(self, journey: Journey, engine: Engine) -> None:
+        blocks = journey.request.blocks
+        self._affinity.index.remove(engine.name, engine.keep(journey.request))
+        if blocks:
+            self._affinity.index.store(engine.name, Stored(blocks, None, blocks, 1))
+            self._affinity.index.heard(engine.name, self.now)
+        if not journey.alone:
+            self._leave(journey, engine)
+            decode = self._to_decode[journey]
+            self._at(self.now + self.setting.profile.transfer_base, lambda: self._handed(journey, decode))
+
+    def _handed(self, journey: Journey, engine: Engine) -> None:
+        """The decode engine is asked. It looks after a step, and fetches while it takes the next ones."""
+        seconds = self.setting.profile.transfer * journey.request.prompt
+        self._at(engine.boundary(self.now) + seconds, lambda: self._moved(journey, engine))
 
     def _moved(self, journey: Journey, engine: Engine) -> None:
         if engine.gone is not None:
             self._again(journey)
-        elif engine.line or not self._begin(journey, engine):
-            engine.line.append(journey)
+            return
+        engine.line.append(journey)
+        self._came(engine)
 
-    def _begin(self, journey: Journey, engine: Engine) -> bool:
-        if not engine.join(journey, self.now):
-            return False
+    def _wrote_first(self, journey: Journey, engine: Engine) -> None:
         if journey.first is None:
             journey.first = self.now
             self._recorder.first(journey, self.now)
         for placed, _, where in self._placed.get(journey, ()):
             if where is engine:
                 placed.computed()
-        self._foretell(engine)
-        return True
-
-    def _foretell(self, engine: Engine) -> None:
-        end, turn = engine.next_end(), engine.turn
-        if end is not None:
-            self._at(end, lambda: self._written(engine, turn))
-
-    def _written(self, engine: Engine, turn: int) -> None:
-        if engine.gone is not None or engine.turn != turn:
-            return
-        for journey in engine.ended(self.now):
-            journey.end = self.now
-            self._left -= 1
-            self._recorder.ended(journey, self.now)
-            self._leave(journey, engine)
-            self._to_decode.pop(journey, None)
-        while engine.line and self._begin(engine.line[0], engine):
-            engine.line.popleft()
-        self._foretell(engine)
-        self._settle(engine)
 
     def _leave(self, journey: Journey, engine: Engine) -> None:
         for entry in [entry for entry in self._placed.get(journey, ()) if entry[2] is engine]:
@@ -312,7 +344,7 @@ class Fleet:
         return [engine for engine in self.engines if engine.role == role and engine.gone is None and not engine.leaving]
 
     def _close_window(self) -> None:
-        ready = {role: float(sum(e.ready_at <= self.now for e in self._live(role))) for role in ROLES}
+        ready = {role: float(sum(e.ready_at <= self.now for e in self._live(role))) for role in self.roles}
         self._recorder.close(self.now, ready)
         self._at(self.now + self.setting.window, self._close_window)
 
@@ -327,16 +359,16 @@ class Fleet:
                 ready=sum(engine.ready_at <= self.now for engine in self._live(role)),
                 starting=tuple(self.now - e.created for e in self._live(role) if e.ready_at > self.now),
             )
-            for role in ROLES
+            for role in self.roles
         )
         return Ask(self.setting.aim, roles, windows)
 
     def _scale(self) -> None:
         wanted = self.scaler.sizes(self.ask(self._recorder.windows(self.now)))
         changed = False
-        if self.setting.aim.role_change:
+        if self.setting.aim.role_change and set(ROLES) <= set(self.roles):
             self._swap(wanted)
-        for role in ROLES:
+        for role in self.roles:
             size = wanted.get(role, self.sizes[role])
             if size != self.sizes[role]:
                 self.events.append(Event(self.now, role, self.sizes[role], size))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from click.testing import CliRunner
 from headrace_operator.__main__ import main as headrace
 from headrace_operator.plan.scaling import Aim, Target
 from simulator.__main__ import main
+from simulator.engine import Journey
 from simulator.fleet import Fleet, Outcome, Scaler, Setting
 from simulator.load import Wave, denser, joined, read
-from simulator.profile import H200_8B
+from simulator.profile import H200_8B, Profile
 from simulator.request import Request
 from simulator.scalers import PlusMinusOne, Product, Static
 
@@ -33,8 +35,64 @@ def test_no_requests_are_no_work() -> None:
 
 def test_a_lone_request_takes_its_prompt_its_transfer_and_its_steps() -> None:
     (journey,) = run([Request(1.0, 4000, 101, ())]).journeys
-    assert journey.first == pytest.approx(1.0 + 4000 * H200_8B.pace + 0.002 + 4000e-6)
-    assert journey.gap == pytest.approx(H200_8B.step + H200_8B.per_request + 4050.5 * H200_8B.per_token, rel=1e-3)
+    step = H200_8B.step_seconds(1, 4050.5)
+    assert journey.first == pytest.approx(1.0 + 4000 * H200_8B.pace + 0.002 + 4000e-6 + step, rel=1e-3)
+    assert journey.gap == pytest.approx(step, rel=1e-3)
+
+
+SERVE = Profile(
+    overhead=0.1, pace=0.001, step=0.1, per_request=0.01, per_token=0.0, kv_tokens=10_000, batch_tokens=400, front=0.05
+)
+"""Times that are easy to add up."""
+
+
+def serve(requests: list[Request], engines: int = 1, **fields: float) -> list[Journey]:
+    setting = Setting(replace(SERVE, **fields), AIM, {"serve": engines}, routing="LeastLoaded")  # type: ignore[arg-type]
+    return list(Fleet(setting, Static({"serve": engines})).run(requests).journeys)
+
+
+def test_one_engine_that_does_both_computes_the_prompt_and_writes_on() -> None:
+    (journey,) = serve([Request(1.0, 300, 11, ())])
+    assert journey.first == pytest.approx(1.0 + 0.05 + 0.1 + 0.3)
+    assert journey.end == pytest.approx(journey.first + 10 * 0.11)
+
+
+def test_a_prompt_longer_than_a_step_has_room_for_is_computed_in_several() -> None:
+    (journey,) = serve([Request(0.0, 1000, 1, ())])
+    assert journey.first == journey.end == pytest.approx(0.05 + 3 * 0.1 + 1.0)
+
+
+def test_what_comes_waits_for_the_step_and_its_prompt_holds_up_the_answers() -> None:
+    first, second = serve([Request(0.0, 100, 21, ()), Request(0.33, 200, 2, ())])
+    # Its steps end at 0.25, 0.36, 0.47: the second comes to it at 0.38, and shares the step that begins at 0.47.
+    assert second.first == pytest.approx(0.47 + 0.11 + 0.2)
+    assert second.end == pytest.approx(0.78 + 0.12)
+    assert first.end == pytest.approx(0.9 + 16 * 0.11)
+
+
+def test_later_parts_of_a_prompt_look_back_at_what_is_before_them() -> None:
+    (journey,) = serve([Request(0.0, 800, 1, ())], attention=1e-6)
+    assert journey.first == pytest.approx(0.05 + 2 * 0.1 + 0.8 + 800 * 400 * 1e-6)
+
+
+def test_engines_of_one_machine_slow_each_other_while_both_are_busy() -> None:
+    first, second = serve([Request(0.0, 300, 1, ()), Request(0.2, 300, 1, ())], 2, crowding=0.5)
+    # The first has 0.2 of its 0.4 s behind it when the second begins; when it ends, the second has 0.2 of its 0.4 s.
+    assert first.end == pytest.approx(0.25 + 0.2 * 1.5)
+    assert second.end == pytest.approx(0.55 + 0.2)
+
+
+def test_a_short_prompt_is_computed_where_its_answer_is_written() -> None:
+    asked = [Request(0.0, 20, 5, ()), Request(9.0, 2000, 5, ())]
+    short, long = run(asked).journeys
+    assert (short.alone, long.alone) == (True, False)
+    assert short.first == pytest.approx(20 * H200_8B.pace, rel=1e-3)
+
+
+def test_with_room_for_one_answer_they_are_written_one_after_the_other() -> None:
+    first, second = serve([Request(0.0, 300, 11, ()), Request(0.01, 300, 11, ())], kv_tokens=400)
+    assert first.end is not None
+    assert second.first == pytest.approx(first.end + 0.1 + 0.3)
 
 
 def test_a_prompt_seen_before_is_not_computed_again() -> None:
