@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from headrace_operator import names
 from headrace_operator.adapters import adapter_statuses
+from headrace_operator.api.conditions import PROGRESSING, Reason
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.status import AdapterStatus
@@ -121,6 +122,24 @@ def ready_of(known: Known, role: str, revision: str | None = None) -> int:
     return sum(p.ready and p.live and revision in (None, p.revision) for p in whole(known.observed.engines(role)))
 
 
+def required(known: Known, wanted: Wanted) -> dict[str, int]:
+    """Engines of each role without which the deployment is not ready: all of them; where sizes come and go by
+    themselves, the least of the spec."""
+    least = known.scaling.least if known.scaling is not None else {}
+    return {role: min(size, max(1, least.get(role, size))) for role, size in wanted.sizes.items()}
+
+
+def grown(known: Known) -> bool:
+    """A role that has engines was given a larger size in this pass, or earlier and they have not all come yet."""
+    wanted = known.wanted
+    if wanted is None or rolled_out(known):
+        return False
+    before: dict[str, int] = {role.name: role.desired for role in known.previous.roles}
+    now = any(0 < before.get(role, 0) < size for role, size in wanted.sizes.items())
+    judged = next((x for x in known.previous.conditions if x.type == PROGRESSING), None)
+    return now or (judged is not None and judged.reason == Reason.SCALING)
+
+
 def counts(known: Known, wanted: Wanted) -> str:
     """`prefill 1/1, decode 0/2`."""
     return ", ".join(f"{role} {ready_of(known, role)}/{size}" for role, size in wanted.sizes.items())
@@ -152,9 +171,9 @@ def gateway_counts(known: Known) -> tuple[int, int]:
     return ready, size
 
 
-def shortages(known: Known) -> list[str]:
-    """Whatever is there in a smaller number than wanted."""
-    wanted = known.wanted
+def shortages(known: Known, *, roles: bool = True) -> list[str]:
+    """Whatever is there in a smaller number than wanted; without `roles` of the head and the gateway alone."""
+    wanted = known.wanted if roles else None
     found = {role: (ready_of(known, role), size) for role, size in (wanted.sizes if wanted else {}).items()}
     head = known.observed.head
     found["head"] = (int(head is not None and head.ready), 1)

@@ -5,10 +5,11 @@ numbers), well. Messages name counts and pods, and hold nothing that changes by 
 write. `status.py` is the only caller.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from headrace_operator import versions, weights
+from headrace_operator import names, versions, weights
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import sentence
@@ -21,10 +22,12 @@ from headrace_operator.known import (
     counts,
     gateway_counts,
     gateway_deployment,
+    grown,
     joined_nodes,
     listed,
     overdue,
     ready_of,
+    required,
     rolled_out,
     shortages,
     silent,
@@ -169,7 +172,7 @@ def roles_ready(known: Known) -> Judgement:
     if known.suspended:
         return Judgement("False", Reason.SUSPENDED, "spec.suspend is true: no engine is wanted.")
     numbers = counts(known, wanted)
-    if all(ready_of(known, role) >= size for role, size in wanted.sizes.items()):
+    if all(ready_of(known, role) >= size for role, size in required(known, wanted).items()):
         return Judgement("True", Reason.ENGINES_READY, f"{numbers} ready.")
     found = blockers(p for p in known.observed.engines() if not p.ready)
     if found:
@@ -239,7 +242,65 @@ def kv_cache_ready(known: Known) -> Judgement:
 def scaling_active(known: Known) -> Judgement:
     if (rung := unknown(known)) is not None:
         return rung
-    return Judgement("False", Reason.NOT_CONFIGURED, "The size of each role is fixed in the spec.")
+    if known.subject is not None and known.subject.spec.scaling.mode == "External":
+        return scaled_by_others(known)
+    said = next((x for x in known.previous.conditions if x.type == c.SCALING_ACTIVE), None)
+    before = Judgement(said.status, said.reason, said.message) if said is not None else None
+    if known.subject is None:
+        return before or Judgement("Unknown", Reason.NOT_OBSERVED, "Not looked at yet.")
+    if known.subject.spec.scaling.mode == "Fixed":
+        return Judgement("False", Reason.NOT_CONFIGURED, "The size of each role is fixed in the spec.")
+    if known.suspended:
+        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    if known.paused:
+        return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is decided.")
+    return _scaling(known, before if before is not None and before.reason in SCALING else None)
+
+
+SCALING: dict[str, Truth] = {
+    Reason.SIZED: "True",
+    Reason.POLICY_FAILED: "True",
+    Reason.FIGURES_MISSING: "Unknown",
+    Reason.TARGET_OUT_OF_REACH: "False",
+    Reason.CAP_TOO_SMALL: "False",
+}
+"""What a policy's verdicts mean. Where one's own failed the built-in one decides in its place."""
+
+
+def _scaling(known: Known, before: Judgement | None) -> Judgement:
+    """What the policy said last: it is not asked in every pass. Its words are told anew where they say something else,
+    and not for every figure in them."""
+    sized = known.scaling
+    if sized is None or not sized.verdict:
+        return before or Judgement("Unknown", Reason.FIGURES_MISSING, "No gateway was asked for figures yet.")
+    dry = known.subject is not None and known.subject.spec.scaling.dry_run
+    message = f"{sized.message}{' Dry run: not carried out.' if dry else ''}"
+    found = Judgement(SCALING[sized.verdict], sized.verdict, message)
+    if before is None or sized.decisions or before.reason != found.reason:
+        return found
+    return before if alike(before.message, message, much=sized.verdict != Reason.SIZED) else found
+
+
+NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def alike(before: str, after: str, *, much: bool) -> bool:
+    """Whether two messages differ in numbers alone; with `much`, in none by more than a half."""
+    if NUMBER.sub("#", before) != NUMBER.sub("#", after):
+        return False
+    pairs = zip(NUMBER.findall(before), NUMBER.findall(after), strict=True)
+    return not much or all(abs(float(new) - float(old)) <= float(old) / 2 for old, new in pairs)
+
+
+def scaled_by_others(known: Known) -> Judgement:
+    """The sizes that are carried out, and the objects by which they are changed."""
+    assert known.subject is not None
+    assert known.wanted is not None
+    if known.suspended:
+        return Judgement("False", Reason.SUSPENDED, "spec.suspend is true: no engine is wanted.")
+    sizes, bounded = known.wanted.sizes, [role.name for role in known.subject.spec.roles if role.scaling is not None]
+    told = [f"{role} {sizes[role]} by InferenceRole {names.inference_role(known.ref.name, role)}" for role in bounded]
+    return Judgement("True", Reason.EXTERNAL, f"{', '.join(told)}.")
 
 
 def progressing(known: Known) -> Judgement:
@@ -266,6 +327,8 @@ def progressing(known: Known) -> Judgement:
         )
     if new > wanted.engines or draining:
         return Judgement("True", Reason.SCALING, f"{max(0, new - wanted.engines) + draining} engines are leaving.")
+    if grown(known):
+        return Judgement("True", Reason.SCALING, f"{counts(known, wanted)} ready.")
     if not rolled_out(known):
         return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
     return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
@@ -349,7 +412,8 @@ def degraded(known: Known) -> Judgement:
     if cache.status == "False":
         return cache._replace(status="True")
     served = known.previous.canary is not None
-    short = shortages(known)
+    # What is only on its way is not missing.
+    short = shortages(known, roles=progressing(known).reason != Reason.SCALING)
     if served and short and not known.suspended:
         return Judgement("True", Reason.BELOW_WANTED, f"{', '.join(short)} ready.")
     return Judgement("False", Reason.AS_WANTED, "Nothing that was there is missing.")

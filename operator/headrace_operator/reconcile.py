@@ -19,6 +19,7 @@ from headrace_operator.desired import contracts, desired_objects, kept
 from headrace_operator.desired.adapters import pinned_digests
 from headrace_operator.desired.head import token_secret
 from headrace_operator.figures import in_step
+from headrace_operator.inference_roles import new_role_statuses
 from headrace_operator.known import Known, rolled_out, shortages
 from headrace_operator.ladders import canary_due, kv_cache_ready, progressing, ray_ready
 from headrace_operator.observe import observe, read_figures
@@ -27,7 +28,7 @@ from headrace_operator.plan.canary import WHOLE, Trial, Verdict, judge, told
 from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
-from headrace_operator.sizing import size
+from headrace_operator.sizing import forget, next_reading, size, soonest
 from headrace_operator.state import (
     Canary,
     CanaryAnswer,
@@ -60,13 +61,16 @@ async def reconcile(world: World, ref: Ref) -> Look:
     """One pass. The answer says when to look again."""
     obj = await world.cluster.get(INFERENCE_DEPLOYMENT, ref.namespace, ref.name)
     if obj is None or obj["metadata"]["uid"] != ref.uid or "deletionTimestamp" in obj["metadata"]:
+        forget(world, ref)
         return Look(ended=True)
     known = await _perform(world, ref, obj)
     told = await _publish(world, known, obj["metadata"]["resourceVersion"])
     look = _answer(known)
     # Where something starts, what is told may be new in every pass: that alone is no reason for the next.
     again = known.outcome.applied or known.outcome.deleted or (told and look.seconds is None)
-    return Look(AGAIN_SECONDS) if again and not look.retry else look
+    if look.retry:
+        return look
+    return Look(AGAIN_SECONDS) if again else Look(soonest(look.seconds, next_reading(world, known)))
 
 
 async def _perform(world: World, ref: Ref, obj: Object) -> Known:
@@ -156,7 +160,10 @@ async def _change(world: World, subject: Subject, target: Target, plan: Plan, ob
 
 
 async def _publish(world: World, known: Known, version: str) -> bool:
-    """Step 8: one write, only if there is something new; then the Events. Whether there was."""
+    """Step 8: one write, only if there is something new, and before it one for each InferenceRole; then the Events.
+    Whether there was something new of the deployment."""
+    for role, said_of_role in new_role_statuses(known):
+        await world.cluster.apply_role_status(role, said_of_role)
     status = new_status(known)
     if status == known.previous:
         return False

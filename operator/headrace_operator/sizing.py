@@ -1,14 +1,26 @@
 """Step 4 of a pass: how many engines each role is to have. The rim around `plan/sizes.py`; called by reconcile.
 
-In Fixed mode nobody is asked anything.
+Where sizes are decided by figures, gateways are asked and a policy answers once in `EVERY_SECONDS`, however many passes
+there are: between readings the sizes of the status hold. While the spec is paused or suspended nothing is decided. In
+Fixed mode nobody is asked anything, and in External mode the InferenceRoles say it.
 """
 
 from datetime import datetime
+from random import uniform
 
+from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
-from headrace_operator.plan.sizes import sized
+from headrace_operator.gangs import whole
+from headrace_operator.known import Known
+from headrace_operator.observe import read_figures
+from headrace_operator.plan.external import external_sizes
+from headrace_operator.plan.sizes import aim_of, ask_of, sized
+from headrace_operator.readings import EVERY_SECONDS
 from headrace_operator.state import Observed, Ref, Sized
 from headrace_operator.world import World
+
+SPREAD_SECONDS = 3.0
+"""So much later than due, by chance: deployments that were seen first in one moment are not read in one for ever."""
 
 
 async def size(
@@ -19,5 +31,50 @@ async def size(
     previous: InferenceDeploymentStatus,
     now: datetime,
 ) -> Sized:
-    """The sizes of this pass."""
-    return sized(spec, previous, now)
+    """The sizes of this pass, and what was decided in it."""
+    if not _by_figures(spec):
+        forget(world, ref)
+    if spec.scaling.mode == "External":
+        return external_sizes(spec, previous, observed.children.values())
+    clock = world.clock()
+    if not _by_figures(spec) or spec.paused or not world.readings.due(ref.uid, clock):
+        return sized(spec, previous, now)
+    told = await read_figures(world.runtime, observed)
+    world.readings.note(ref.uid, clock, told, _ready(spec, observed))
+    windows = world.readings.windows(ref.uid, clock, aim_of(spec))
+    ask = ask_of(spec, observed, previous, windows, now, world.learnt.get(ref.uid))
+    answer = await world.policy.decide(spec.scaling.policy, ask)
+    # A policy of the user's own may keep no model.
+    world.learnt[ref.uid] = answer.model if answer.model.fitted else ask.model
+    return sized(spec, previous, now, ask, answer)
+
+
+def next_reading(world: World, known: Known) -> float | None:
+    """Seconds until gateways are to be asked again. None: they are not."""
+    if known.subject is None or known.paused or not _by_figures(known.subject.spec):
+        return None
+    newest = world.readings.newest(known.ref.uid)
+    if newest is None:
+        return 0.0
+    return max(0.0, newest.at + EVERY_SECONDS - world.clock()) + uniform(0.0, SPREAD_SECONDS)  # noqa: S311
+
+
+def soonest(one: float | None, other: float | None) -> float | None:
+    """The shorter of two waits; None is one without end."""
+    return min((wait for wait in (one, other) if wait is not None), default=None)
+
+
+def forget(world: World, ref: Ref) -> None:
+    """Nothing is decided by figures here, or no longer."""
+    world.readings.forget(ref.uid)
+    world.learnt.pop(ref.uid, None)
+
+
+def _by_figures(spec: InferenceDeploymentSpec) -> bool:
+    return spec.scaling.mode == "SLO" and not spec.suspend
+
+
+def _ready(spec: InferenceDeploymentSpec, observed: Observed) -> dict[str, int]:
+    """Ready engines of each role."""
+    engines = [pod for pod in whole(observed.engines()) if pod.ready and pod.live]
+    return {role.name: sum(pod.role == role.name for pod in engines) for role in effective_roles(spec)}

@@ -87,6 +87,25 @@ def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentS
             yield Announcement("Warning", condition.reason, f"{condition.type}: {condition.message}")
     yield from _steps(before.revision, after.revision)
     yield from _failures(before, after)
+    yield from _resized(before, after)
+
+
+def _resized(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
+    """Sizes that were decided, oldest first, and a target that is out of reach or within it again."""
+    known = before.scaling.last_decisions if before.scaling is not None else ()
+    for one in reversed(after.scaling.last_decisions if after.scaling is not None else ()):
+        if one not in known:
+            reason = c.Reason.SCALED_UP if one.to > one.from_ else c.Reason.SCALED_DOWN
+            reason = c.Reason.ROLE_CHANGED if one.swap else reason
+            yield Announcement("Normal", reason, f"{one.role} from {one.from_} to {one.to}: {one.reason}")
+    was, now = (next((x for x in said.conditions if x.type == c.SCALING_ACTIVE), None) for said in (before, after))
+    bad = (c.Reason.TARGET_OUT_OF_REACH, c.Reason.CAP_TOO_SMALL, c.Reason.POLICY_FAILED)
+    if now is None or (was is not None and was.reason == now.reason):
+        return
+    if now.reason in bad:
+        yield Announcement("Warning", now.reason, f"{now.type}: {now.message}")
+    elif now.reason == c.Reason.SIZED and was is not None and was.reason in bad:
+        yield Announcement("Normal", now.reason, f"{now.type}: {now.message}")
 
 
 def _failures(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:

@@ -11,6 +11,7 @@ from datetime import datetime
 from headrace_operator.cluster import Cluster, Runtime
 from headrace_operator.plan.scaling import Model
 from headrace_operator.policies import Policy
+from headrace_operator.readings import Readings
 from headrace_operator.state import Defaults
 
 
@@ -24,6 +25,8 @@ class World:
     now: Callable[[], datetime]
     token: Callable[[], str]
     """Makes a new secret."""
+    readings: Readings = field(default_factory=Readings)
+    """Of gateways, where sizes are decided by them."""
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], float] = time.monotonic
     """Seconds that nobody sets."""

@@ -165,6 +165,9 @@ class Reason:
 
     # Of Events alone.
     CANARY_PASSED: Final = "CanaryPassed"
+    SCALED_UP: Final = "ScaledUp"
+    SCALED_DOWN: Final = "ScaledDown"
+    ROLE_CHANGED: Final = "RoleChanged"
 
 
 def initial(generation: int, now: datetime) -> tuple[Condition, ...]:

@@ -11,6 +11,7 @@ from datetime import datetime
 from statistics import median_low
 from typing import Final
 
+from headrace_operator.api.conditions import Reason
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.roles import LatencyTarget
 from headrace_operator.api.status import ScalingDecision, ScalingModel
@@ -27,6 +28,16 @@ MOVED: Final = 0.25
 """Of a figure of the model: less is not worth a write."""
 TEXT: Final = 1024
 """Characters of a text in the status."""
+VERDICTS: Final = frozenset(
+    {
+        Reason.SIZED,
+        Reason.FIGURES_MISSING,
+        Reason.TARGET_OUT_OF_REACH,
+        Reason.CAP_TOO_SMALL,
+        Reason.POLICY_FAILED,
+    }
+)
+"""A policy of the user's own may say anything."""
 MOST_INPUTS: Final = 32
 MOST_STARTUP: Final = 3600.0
 """An engine that became ready later had another trouble than its start."""
@@ -70,22 +81,23 @@ def sized(
         fixed: dict[str, int] = {role.name: role.replicas for role in roles}
         return Sized(fixed, fixed)
     stands = standing(spec, previous)
-    carried = _within(spec, _carried_out(previous)) if spec.scaling.dry_run else stands
+    carried = within(spec, carried_out(previous)) if spec.scaling.dry_run else stands
     back = _clamped(previous, stands, now)
-    least: dict[str, int] = {role.name: min(stands[role.name], _bounds(role)[0]) for role in roles}
+    least: dict[str, int] = {role.name: min(stands[role.name], bounds_of(role)[0]) for role in roles}
     if ask is None or answer is None:
         return Sized(carried, stands, tuple(back), least=least)
     wished = _allowed(ask, answer)
     decided = (*_decided(ask, answer, wished, now), *back)
     model = _worth_writing(previous, answer.model, decided=bool(decided))
-    return Sized(carried, wished, decided, answer.verdict, answer.message[:TEXT], model, least)
+    verdict = answer.verdict if answer.verdict in VERDICTS else Reason.SIZED
+    return Sized(carried, wished, decided, verdict, answer.message[:TEXT], model, least)
 
 
 def standing(spec: InferenceDeploymentSpec, previous: InferenceDeploymentStatus) -> dict[str, int]:
     """What was decided before, within the bounds of the spec as it is now. Where nothing was decided yet, the sizes
     that roles had so far: who lets sizes be decided loses no engine by that alone."""
     said = previous.scaling.sizes if previous.scaling is not None else ()
-    return _within(spec, {one.name: one.size for one in said} if said else _carried_out(previous))
+    return within(spec, {one.name: one.size for one in said} if said else carried_out(previous))
 
 
 def aim_of(spec: InferenceDeploymentSpec) -> Aim:
@@ -105,17 +117,17 @@ def _target(said: LatencyTarget | None) -> Target | None:
     return Target(said.target.seconds, said.percentile / 100) if said is not None else None
 
 
-def _bounds(role: EffectiveRole) -> tuple[int, int]:
+def bounds_of(role: EffectiveRole) -> tuple[int, int]:
     """Fewest and most engines. A role with `replicas` has no others."""
     scaling = role.role.scaling
     return (scaling.min, scaling.max) if scaling is not None else (role.replicas, role.replicas)
 
 
-def _within(spec: InferenceDeploymentSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+def within(spec: InferenceDeploymentSpec, sizes: Mapping[str, int]) -> dict[str, int]:
     """The sizes within the bounds of each role and the cap; at its least what has none."""
     roles = []
     for role in effective_roles(spec):
-        least, most = _bounds(role)
+        least, most = bounds_of(role)
         roles.append(Role(role.name, sizes.get(role.name, least), least, most, role.accelerators))
     return granted({}, tuple(roles), aim_of(spec), _fewest)
 
@@ -125,7 +137,8 @@ def _fewest(_: Role, engines: int) -> float:
     return -engines
 
 
-def _carried_out(previous: InferenceDeploymentStatus) -> dict[str, int]:
+def carried_out(previous: InferenceDeploymentStatus) -> dict[str, int]:
+    """The sizes that the last pass aimed at. 0 where the deployment was suspended."""
     return {role.name: role.desired for role in previous.roles}
 
 
@@ -139,7 +152,7 @@ def _role(
     role: EffectiveRole, sizes: Mapping[str, int], engines: Sequence[Pod], now: datetime, *, rolling: bool
 ) -> Role:
     """While a rollout goes on, a role may grow and does not get smaller."""
-    least, most = _bounds(role)
+    least, most = bounds_of(role)
     mine = [pod for pod in engines if pod.role == role.name and pod.live]
     return Role(
         name=role.name,
