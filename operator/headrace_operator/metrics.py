@@ -15,6 +15,7 @@ PASS_SECONDS = Histogram(
     buckets=(0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 3, 10, 30),
 )
 CALLS = Counter("headrace_api_calls", "Calls to the API server", ("method", "resource"))
+POLICY_FAILURES = Counter("headrace_policy_failures", "Own scaling policies that gave no answer", ("policy", "reason"))
 ERRORS = Counter("headrace_errors", "Passes that failed", ("reason",))
 
 

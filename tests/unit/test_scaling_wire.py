@@ -101,7 +101,10 @@ def test_what_is_no_answer_is_refused(plain: object) -> None:
         answer_from_json(plain)
 
 
-def test_an_answer_with_values_of_other_types_is_not_written() -> None:
-    odd: Any = {"prefill": "three"}
-    with pytest.raises(WireError, match="Expected `int`"):
-        answer_to_json(replace(ANSWER, sizes=odd))
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("three", "sizes.prefill: Input should be a valid integer"), (object(), "Unable to serialize unknown type")],
+)
+def test_an_answer_with_values_of_other_types_is_not_written(value: Any, said: str) -> None:
+    with pytest.raises(WireError, match=said):
+        answer_to_json(replace(ANSWER, sizes={"prefill": value}))

@@ -6,7 +6,7 @@ half-way through a change is what `Aim.spare` sets aside for.
 
 from collections.abc import Callable, Mapping
 
-from headrace_operator.plan.scaling.inputs import Aim, Role
+from headrace_operator.plan.scaling.inputs import LATE_SECONDS, Aim, Ask, Role
 
 Worse = Callable[[Role, int], float]
 """How badly off a role is with so many engines."""
@@ -29,6 +29,31 @@ def granted(wants: Mapping[str, int], roles: tuple[Role, ...], aim: Aim, worse: 
         if not short:
             return sizes
         sizes[max(short, key=lambda role: worse(role, sizes[role.name])).name] += 1
+
+
+def allowed(wants: Mapping[str, int], ask: Ask) -> dict[str, int]:
+    """What any policy may have of what it wants: all bounds hold, no role gets smaller while figures are missing, and
+    engines do not change their role more often than the spec says. Where the cap is short, roles grow evenly."""
+    wants = {role.name: wants.get(role.name, role.size) for role in ask.roles}
+    if not _seen(ask) or (swaps(wants, ask) and not rested(ask)):
+        wants = {role.name: max(role.size, wants[role.name]) for role in ask.roles}
+    return granted(wants, ask.roles, ask.aim, lambda _, engines: -engines)
+
+
+def swaps(sizes: Mapping[str, int], ask: Ask) -> bool:
+    """Engines change their role on the way to these sizes."""
+    moves = {sizes[role.name] > role.size for role in ask.roles if sizes[role.name] != role.size}
+    return ask.aim.role_change and len(moves) == 2
+
+
+def rested(ask: Ask) -> bool:
+    """The last change of role was long enough ago for another one."""
+    return all(change.age >= ask.aim.role_change_pause for change in ask.changes if change.swap)
+
+
+def _seen(ask: Ask) -> bool:
+    newest = min(ask.windows, key=lambda window: window.age, default=None)
+    return newest is not None and newest.rate is not None and newest.age <= LATE_SECONDS
 
 
 def room(roles: tuple[Role, ...], aim: Aim) -> int:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Final
 
 from headrace_operator.api.conditions import Reason
-from headrace_operator.plan.scaling.bounds import granted, room, too_small
+from headrace_operator.plan.scaling.bounds import granted, rested, room, too_small
 from headrace_operator.plan.scaling.forecast import ahead, level
 from headrace_operator.plan.scaling.inputs import (
     LATE_SECONDS,
@@ -128,7 +128,7 @@ def _wants(ask: Ask, wishes: Mapping[str, _Wish]) -> tuple[dict[str, int], bool]
     """The sizes that are wished for, and whether engines change their role for it."""
     wants = {role.name: _want(role, wishes[role.name]) for role in ask.roles}
     growing = [role for role in ask.roles if wants[role.name] > role.size]
-    if not ask.aim.role_change or len(growing) != 1 or len(ask.roles) != 2 or not _rested(ask):
+    if not ask.aim.role_change or len(growing) != 1 or len(ask.roles) != 2 or not rested(ask):
         return wants, False
     taker = growing[0]
     giver = next(role for role in ask.roles if role.name != taker.name)
@@ -150,10 +150,6 @@ def _want(role: Role, wish: _Wish) -> int:
 def _leap(role: Role, size: int) -> int:
     """At most twice as many at a time: one odd minute is then not a fleet."""
     return min(size, max(2 * role.size, role.size + 2))
-
-
-def _rested(ask: Ask) -> bool:
-    return all(change.age >= ask.aim.role_change_pause for change in ask.changes if change.swap)
 
 
 def _decisions(ask: Ask, sizes: Mapping[str, int], swap: bool, model: Model, load: Load) -> Iterator[Decision]:

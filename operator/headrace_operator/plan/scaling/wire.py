@@ -39,7 +39,9 @@ def ask_from_json(plain: object) -> Ask:
 
 def answer_to_json(answer: Answer) -> Json:
     """WireError where a value is not of its type: a policy may have put anything there."""
-    return _write(_ANSWER, answer)
+    plain = _write(_ANSWER, answer)
+    answer_from_json(plain)
+    return plain
 
 
 def answer_from_json(plain: object) -> Answer:
@@ -49,9 +51,9 @@ def answer_from_json(plain: object) -> Answer:
 
 def _write(adapter: TypeAdapter[_T], value: _T) -> Json:
     try:
-        plain: Json = adapter.dump_python(value, mode="json", warnings="error")
+        plain: Json = adapter.dump_python(value, mode="json", warnings=False)
     except PydanticSerializationError as error:
-        raise WireError(" ".join(str(error).split())) from error
+        raise WireError(str(error)) from error
     return plain
 
 

@@ -1,0 +1,251 @@
+"""Own policies, each in a process: whatever one does, there is an answer within bounds that says what happened."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from headrace_operator.api.conditions import Reason
+from headrace_operator.ownpolicy.loading import NotLoadedError, load
+from headrace_operator.ownpolicy.process import Limits
+from headrace_operator.plan.scaling import Aim, Ask, Role, Target, Window, decide
+from headrace_operator.policies import FIRST_PAUSE, LATELY_SECONDS, Policy
+
+POLICIES = """
+import os, sys, time
+from headrace_operator.plan.scaling import Answer, Ask, decide
+
+print("imported")
+
+def more(ask: Ask) -> Answer:
+    print("asked", file=sys.stderr)
+    return Answer({role.name: role.size + 1 for role in ask.roles}, "Sized", f"By process {os.getpid()}.")
+
+def like_yours(ask):
+    return decide(ask)
+
+def raises(ask):
+    return {}[ask.roles[0].name]
+
+def leaves(ask):
+    sys.exit(3)
+
+def dies(ask):
+    os._exit(7)
+
+def loops(ask):
+    while True:
+        pass
+
+def eats(ask):
+    return bytearray(2**34)
+
+def babbles(ask):
+    return Answer({}, "Sized", "x" * 10**7)
+
+def untyped(ask):
+    return {"prefill": 3}
+
+def odd(ask):
+    return Answer({"prefill": 2.5}, "Sized", "")
+
+def mistaken(ask):
+    return Answer({"prefil": 3}, "Sized", "")
+
+def writes(ask):
+    with open("/tmp/headrace-a-policy-writes", "w") as file:
+        file.write("something")
+
+def tells(ask):
+    return Answer({}, "Sized", " ".join(sorted(os.environ)) + " " + os.getcwd())
+
+def picky(ask):
+    if ask.windows:
+        raise ValueError(f"{ask.windows[0].requests} requests")
+    return Answer({"prefill": 4}, "Sized", "")
+
+async def waits(ask):
+    return decide(ask)
+
+number = 3
+"""
+
+WINDOWS = tuple(
+    Window(30.0 * place, 30.0, requests=30.0, prompt=500.0, long_prompt=800.0, output=50.0) for place in range(20)
+)
+ASK = Ask(
+    Aim(Target(0.5), Target(0.05)),
+    (Role("prefill", 2, 1, 4, ready=2), Role("decode", 2, 1, 4, ready=2)),
+    WINDOWS,
+)
+PATIENT = Limits(seconds=40.0, start_seconds=60.0)
+
+Asking = Callable[..., Policy]
+
+
+@pytest.fixture
+async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
+    """Makes a `Policy` that knows the policies above, as `my:name`."""
+    (tmp_path / "my.py").write_text(POLICIES)
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('in place of ours')\n")
+    made: list[Policy] = []
+
+    def make(*names: str, limits: Limits = PATIENT, now: Callable[[], float] = lambda: 0.0) -> Policy:
+        made.append(Policy(names, replace(limits, folder=str(tmp_path)), now))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+def failures(name: str, reason: str) -> float:
+    labels = {"policy": name, "reason": reason}
+    return REGISTRY.get_sample_value("headrace_policy_failures_total", labels) or 0.0
+
+
+async def test_the_built_in_policy_needs_no_process(asking: Asking) -> None:
+    answer = await asking().decide("builtin", ASK)
+    assert (answer, answer.policy) == (decide(ASK), "builtin")
+
+
+async def test_an_own_policy_decides_and_one_process_is_kept_for_it(asking: Asking) -> None:
+    policy = asking("my:more")
+    first, second = await policy.decide("my:more", ASK), await policy.decide("my:more", ASK)
+    assert first == second, "the same process"
+    assert (first.policy, dict(first.sizes)) == ("my:more", {"prefill": 3, "decode": 3})
+    assert [one.reason for one in first.decisions] == ["It gave no reason."] * 2
+    pid = int(first.message.removesuffix(".").split()[-1])
+    os.kill(pid, 0)
+    await policy.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert (await policy.decide("my:more", ASK)).message != first.message, "asked again, it starts anew"
+
+
+@pytest.mark.slow
+async def test_many_deployments_may_ask_one_policy_at_once(asking: Asking) -> None:
+    policy = asking("my:more")
+    answers = await asyncio.gather(*(policy.decide("my:more", ASK) for _ in range(8)))
+    assert len({answer.message for answer in answers}) == 1
+
+
+async def test_a_policy_that_the_operator_does_not_list_is_not_loaded(asking: Asking) -> None:
+    answer = await asking("my:more").decide("os:abort", ASK)
+    assert (answer.verdict, answer.policy, answer.sizes) == (Reason.POLICY_FAILED, "builtin", decide(ASK).sizes)
+    assert answer.message.startswith("os:abort is not one that this operator may load (its setting HEADRACE_POLICIES).")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("my:missing", "NotLoaded", "cannot be imported: my has no missing."),
+        ("broken:policy", "NotLoaded", "ModuleNotFoundError: No module named 'no_such_module'."),
+        ("nowhere:policy", "NotLoaded", "ModuleNotFoundError: No module named 'nowhere'."),
+        ("my:number", "NotLoaded", "is not an ordinary function from Ask to Answer."),
+        ("my:waits", "NotLoaded", "is not an ordinary function from Ask to Answer."),
+        ("my:raises", "Raised", "raised KeyError in my.py, line"),
+        ("my:leaves", "Raised", "raised SystemExit in my.py, line"),
+        ("my:writes", "Raised", "raised OSError in my.py, line"),
+        ("my:eats", "Raised", "raised MemoryError."),
+        ("my:dies", "Ended", "ended its process (exit status 7)."),
+        ("my:babbles", "Nonsense", "answered nonsense: more than 262144 bytes."),
+        ("my:untyped", "Nonsense", "answered nonsense: dict in place of an Answer."),
+        ("my:odd", "Nonsense", "answered nonsense: sizes.prefill: Input should be a valid integer"),
+        ("my:mistaken", "Nonsense", "sizes has a role that there is not; there are: prefill, decode."),
+    ],
+)
+async def test_where_it_fails_the_built_in_policy_answers_and_says_why(
+    asking: Asking, name: str, kind: str, said: str
+) -> None:
+    before = failures(name, kind)
+    answer = await asking(name).decide(name, ASK)
+    assert answer.message.startswith(f"{name} ")
+    assert said in answer.message
+    assert (answer.verdict, answer.policy, answer.sizes) == (Reason.POLICY_FAILED, "builtin", decide(ASK).sizes)
+    assert failures(name, kind) == before + 1
+
+
+@pytest.mark.slow
+async def test_one_that_loops_is_ended_and_started_again_after_a_growing_pause(asking: Asking) -> None:
+    clock = 0.0
+    quick = replace(PATIENT, seconds=0.2)
+    policy = asking("my:loops", limits=quick, now=lambda: clock)
+
+    async def tried() -> bool:
+        before = failures("my:loops", "TooSlow")
+        answer = await policy.decide("my:loops", ASK)
+        assert "my:loops took more than 0.2 s." in answer.message
+        return failures("my:loops", "TooSlow") > before
+
+    assert await tried()
+    assert not await tried(), "not at once"
+    clock += FIRST_PAUSE
+    assert await tried()
+    clock += FIRST_PAUSE
+    assert not await tried(), "the second pause is longer"
+    clock += FIRST_PAUSE
+    assert await tried()
+
+
+@pytest.mark.slow
+async def test_a_policy_that_fails_now_and_then_makes_no_role_smaller_by_that(
+    asking: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    clock = 0.0
+    policy = asking("my:picky", now=lambda: clock)
+    large = replace(ASK, roles=tuple(replace(role, size=4, ready=4) for role in ASK.roles))
+    assert decide(large).sizes["prefill"] < 4
+    assert (await policy.decide("my:picky", replace(large, windows=()))).policy == "my:picky"
+    for _ in range(3):
+        answer = await policy.decide("my:picky", large)
+        assert (dict(answer.sizes), answer.decisions) == ({"prefill": 4, "decode": 4}, ())
+        assert "raised ValueError in my.py" in answer.message
+        assert "30.0 requests" not in answer.message, "what changes each time would be a write of the status each time"
+    (record,) = caplog.records
+    assert "my:picky raised ValueError in my.py" in record.message
+    assert "30.0 requests; the built-in policy answers" in record.message
+    clock += LATELY_SECONDS
+    assert (await policy.decide("my:picky", large)).sizes == decide(large).sizes
+
+
+@pytest.mark.slow
+async def test_it_sees_nothing_of_the_operators_environment(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_SECRET", "a secret")
+    answer = await asking("my:tells").decide("my:tells", ASK)
+    assert "HEADRACE" not in answer.message
+    assert "KUBERNETES" not in answer.message
+    assert answer.message.endswith(" /")
+
+
+@pytest.mark.slow
+async def test_an_ask_that_is_broken_off_leaves_no_answer_behind(asking: Asking) -> None:
+    policy = asking("my:more")
+    first = await policy.decide("my:more", ASK)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await policy.decide("my:more", ASK)
+    again = await policy.decide("my:more", replace(ASK, windows=()))
+    assert again.policy == "my:more"
+    assert again.message != first.message, "another process"
+
+
+def test_the_loader_says_what_is_wrong_with_a_name() -> None:
+    assert load("builtin") is decide
+    assert load("headrace_operator.plan.scaling:decide") is decide
+    for name, said in {
+        "decide": "is not of the form",
+        "os:": "is not of the form",
+        "no.such:thing": "cannot be imported: ModuleNotFoundError",
+        "os:path": "is not an ordinary function",
+    }.items():
+        with pytest.raises(NotLoadedError, match=said):
+            load(name)
