@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
-from headrace_runtime.contract import Admission, Endpoint, Hold, Limit
+from headrace_runtime.contract import Admission, Endpoint, GatewayFigures, Hold, Limit
+from headrace_runtime.gateway import polls
 from tests.wire.gateways import LONG, TEXT, Got, World, until, world
 
 HOLD = Hold(requests=50, seconds=60.0)
@@ -160,3 +162,105 @@ async def test_what_holds_is_changed_while_the_gateway_runs() -> None:
         live.contract = live.contract.model_copy(update={"hold": None})
         w.gateway._reloaded("contract", "changed")
         assert (await task).status == 503
+
+
+# How whoever decides about engines hears of it
+
+
+async def figures(w: World, **query: object) -> tuple[int, GatewayFigures | None]:
+    said = {name: str(value) for name, value in query.items()}
+    async with w.client.get(f"http://127.0.0.1:{w.gateway.admin_port}/figures", params=said) as answer:
+        text = await answer.read()
+        return answer.status, GatewayFigures.model_validate_json(text) if answer.status == 200 else None
+
+
+async def told(w: World, **query: object) -> GatewayFigures:
+    status, found = await figures(w, **query)
+    assert status == 200
+    assert found is not None
+    assert found.demand is not None
+    return found
+
+
+async def polling(w: World, seen: GatewayFigures) -> "asyncio.Task[GatewayFigures]":
+    assert seen.demand is not None
+    task = asyncio.create_task(told(w, start=seen.start, requests=seen.demand.requests, wait=60))
+    await until(lambda: len(w.gateway._polls._waiting) > 0, seconds=20)
+    return task
+
+
+async def test_figures_tell_whether_requests_are_held() -> None:
+    async with world("serve-0", hold=HOLD) as w, world("serve-0") as other:
+        assert ((await told(w)).holds, (await told(other)).holds) == (50, 0)
+
+
+async def test_a_poll_without_news_is_answered_when_its_time_is_over() -> None:
+    async with world("serve-0", hold=HOLD) as w:
+        seen = await told(w)
+        again = await told(w, start=seen.start, requests=0, wait=0.2)
+        assert again.seconds - seen.seconds >= 0.2
+        assert (again.start, again.demand.requests if again.demand else None) == (seen.start, 0)
+
+
+async def test_a_poll_is_answered_by_the_first_request_and_the_operators_question_is_none() -> None:
+    async with world("serve-0", hold=HOLD) as w:
+        task = await polling(w, await told(w))
+        url = f"http://127.0.0.1:{w.gateway.admin_port}/canary"
+        async with w.client.post(url, json={"revision": "r1"}) as answer:
+            assert answer.status == 200
+        assert not task.done()
+        assert (await told(w)).running == 0
+        assert (await w.ask()).status == 200
+        found = await task
+        assert found.demand is not None
+        assert found.demand.requests == 1
+
+
+async def test_a_poll_is_answered_by_a_request_that_is_held_and_at_once_while_it_is() -> None:
+    async with world("serve-0", hold=HOLD) as w:
+        there = endpoints(w)
+        w.gateway.fleet.publish(())
+        task = await polling(w, await told(w))
+        (request,) = await held(w, 1)
+        found = await task
+        assert (found.waiting, found.demand.idle if found.demand else None) == (1, 0.0)
+        assert (await told(w, start=found.start, requests=1, wait=60)).waiting == 1
+        w.gateway.fleet.publish(there)
+        assert (await request).status == 200
+
+
+async def test_a_request_without_a_key_is_nobody_to_wake_for(tmp_path: Path) -> None:
+    (tmp_path / "team").write_text("sk-a\n")
+    async with world("serve-0", hold=HOLD, keys_folder=str(tmp_path)) as w:
+        w.gateway.fleet.publish(())
+        task = await polling(w, await told(w))
+        assert (await w.ask()).status == 401
+        assert (await w.ask(headers={"authorization": "Bearer sk-a"}, model="another")).status == 404
+        assert not task.done()
+        request = asyncio.create_task(w.ask(headers={"authorization": "Bearer sk-a"}))
+        assert (await task).waiting == 1
+        request.cancel()
+
+
+async def test_who_polls_another_process_than_it_thinks_hears_so_at_once() -> None:
+    async with world("serve-0", hold=HOLD) as w:
+        assert (await told(w, start="another", requests=7, wait=60)).start != "another"
+
+
+async def test_polls_are_bounded_in_number_and_time() -> None:
+    async with world("serve-0", hold=HOLD) as w:
+        seen = await told(w)
+        for query in ({"wait": 3600}, {"wait": "nan"}, {"requests": -1}, {"requests": "x"}, {"what": 1}):
+            assert (await figures(w, **query))[0] == 400
+        tasks = [asyncio.create_task(told(w, start=seen.start, wait=60)) for _ in range(polls.MOST)]
+        await until(lambda: len(w.gateway._polls._waiting) == polls.MOST, seconds=20)
+        assert (await told(w, start=seen.start, wait=60)).start == seen.start
+        assert (await w.ask()).status == 200
+        await asyncio.gather(*tasks)
+
+
+async def test_a_gateway_that_ends_keeps_nobody_waiting() -> None:
+    async with asyncio.timeout(30):
+        async with world("serve-0", hold=HOLD) as w:
+            task = await polling(w, await told(w))
+        assert (await task).start

@@ -98,6 +98,8 @@ class GatewayFigures(_Told):
     """Requests that wait for their turn now."""
     oldest_wait: Seconds = 0.0
     """How long the one at the head of the queue has waited."""
+    holds: Count = 0
+    """Requests that may wait here while there is no engine; 0: they are refused."""
     roles: tuple[RoleFigures, ...] = ()
     canary: CanaryFigures | None = None
     demand: DemandFigures | None = None

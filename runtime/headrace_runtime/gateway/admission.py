@@ -57,13 +57,15 @@ class Place:
 class Admission:
     """Made inside the event loop that it is used in."""
 
-    def __init__(self, live: Live, telemetry: Telemetry) -> None:
+    def __init__(self, live: Live, telemetry: Telemetry, came: Callable[[], None] = lambda: None) -> None:
+        """`came` is called after a request was counted."""
         self.own_key = secrets.token_hex(32)
         self._own_digest = keys.digest(self.own_key)
         self._live = live
         self._telemetry = telemetry
         self._gate = Gate(live.contract.admission, time.monotonic())
         self._there = True
+        self._came = came
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -115,6 +117,7 @@ class Admission:
         ticket = self._gate.arrive(caller.key, record.prompt_tokens, time.monotonic(), size)
         if ticket.refusal is None or ticket.refusal.cause not in _NO_DEMAND:
             self._telemetry.came(record)
+            self._came()
         try:
             await self._in(ticket)
             record.queued = ticket.began - ticket.arrived

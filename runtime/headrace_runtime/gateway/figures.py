@@ -101,7 +101,7 @@ class Figures:
         elif self._step is None or self._step.share != share:
             self._step = _Step(share, self._clock(), self.roles())
 
-    def reading(self, running: int, waiting: int, oldest_wait: float) -> GatewayFigures:
+    def reading(self, running: int, waiting: int, oldest_wait: float, holds: int = 0) -> GatewayFigures:
         now, step = self._clock(), self._step
         return GatewayFigures(
             start=self._start,
@@ -113,6 +113,7 @@ class Figures:
             running=running,
             waiting=waiting,
             oldest_wait=oldest_wait,
+            holds=holds,
             roles=self.roles(),
             canary=CanaryFigures(share=step.share, seconds=now - step.began, before=step.before) if step else None,
             demand=self.demand.told(),

@@ -22,8 +22,9 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
 
-from headrace_runtime.contract import Endpoint, FileDiscovery, FixedDiscovery, GatewayContract, Place
+from headrace_runtime.contract import Endpoint, FileDiscovery, FixedDiscovery, GatewayContract, GatewayFigures, Place
 from headrace_runtime.gateway import errors
 from headrace_runtime.gateway.admission import Admission
 from headrace_runtime.gateway.affinity import Affinity
@@ -35,6 +36,7 @@ from headrace_runtime.gateway.flow import Flow
 from headrace_runtime.gateway.health import Warden
 from headrace_runtime.gateway.http import Answer, Limits, Request, Routes
 from headrace_runtime.gateway.kvevents import follow
+from headrace_runtime.gateway.polls import Poll, Polls
 from headrace_runtime.gateway.port import Server
 from headrace_runtime.gateway.reload import Live, Reloader, Result, What
 from headrace_runtime.gateway.request import ROUTES
@@ -84,7 +86,8 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._live = Live(contract)
         self._telemetry = Telemetry(self.registry, _access_log(contract))
-        self._admission = Admission(self._live, self._telemetry)
+        self._polls = Polls()
+        self._admission = Admission(self._live, self._telemetry, self._polls.tell)
         self._telemetry.queue.set_function(lambda: self._admission.waiting)
         self._telemetry.keys.set_function(lambda: len(self._live.keys))
         self._telemetry.figures.share(contract.canary)
@@ -117,12 +120,14 @@ class Gateway:
             self._start(follow(self._publishing, self._affinity.index))
             self._start(Warden(self.fleet, self._pool, self._contract.served_name).watch())
             yield
+            self._polls.close()
             # Who waits has half of the time to get its turn, so that its answer has the other half.
             asyncio.get_running_loop().call_later(self._contract.drain_seconds / 2, self._admission.turn_away)
             cut = await self._server.drain(self._contract.drain_seconds)
             if cut:
                 log.warning("%d answers were cut after %s s of draining", cut, self._contract.drain_seconds)
         finally:
+            self._polls.close()
             await self._server.drain(0.0)  # of which only a block that failed has left something
             for task in self._tasks:
                 task.cancel()
@@ -257,9 +262,18 @@ class Gateway:
         return web.Response(body=orjson.dumps(body), content_type="application/json")
 
     async def _figures(self, request: web.Request) -> web.Response:
-        admission = self._admission
-        reading = self._telemetry.figures.reading(admission.running, admission.waiting, admission.oldest_wait)
-        return web.Response(body=reading.model_dump_json(by_alias=True), content_type="application/json")
+        """At once, or, for who says what it has seen, once there is more to see (`polls.py`)."""
+        try:
+            poll = Poll.model_validate(dict(request.query))
+        except ValidationError as error:
+            return web.Response(status=400, text=f"{error.error_count()} of start, requests and wait are wrong\n")
+        told = await self._polls.answer(poll, self._reading)
+        return web.Response(body=told.model_dump_json(by_alias=True), content_type="application/json")
+
+    def _reading(self) -> GatewayFigures:
+        admission, hold = self._admission, self._live.contract.hold
+        holds = hold.requests if hold is not None else 0
+        return self._telemetry.figures.reading(admission.running, admission.waiting, admission.oldest_wait, holds)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})
