@@ -108,6 +108,10 @@ class KubernetesCluster:
         """The same of one kind. For people, who may have no right to the others."""
         return await self._list(kind, ref.namespace, labelSelector=f"{names.DEPLOYMENT}={names.label(ref.name)}")
 
+    async def proxied(self, namespace: str, pod: str, port: int, path: str) -> Object:
+        """What a pod answers to a GET, by way of the API server. For people, who need the right to `pods/proxy`."""
+        return await self._call("GET", f"{POD.path(namespace, f'{pod}:{port}', 'proxy')}/{path}")
+
     async def edit(self, obj: Object, change: Object) -> Object:
         """Merge `change` into an object as it was read, as its user would. Conflict: it is another by now."""
         meta = obj["metadata"]
