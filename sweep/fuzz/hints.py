@@ -184,8 +184,7 @@ HINTS: dict[str, Hint] = {
     "slo.itl.target": Hint(also=SLO),
     "slo.itl.percentile": Hint(also=SLO),
     "scaling.mode": Hint(
-        also={key: value for key, value in SLO.items() if key != "scaling.mode"}, valid=("SLO",), boundary=(),
-        invalid=("Fixed", "Nonsense", 7),
+        also={"roles": SLO["roles"]}, valid=("External",), boundary=(), invalid=("Fixed", "SLO", "Nonsense", 7),
     ),
     "scaling.maxAccelerators": Hint(also=ON_GPU, valid=(5, 6), boundary=(4, 100_000), invalid=(3, 0, 100_001, "all")),
     "scaling.dryRun": Hint(also=SLO),

@@ -211,16 +211,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         scaling.inert,
         ("spec",),
-        "slo needs the mode SLO, and dryRun one that decides",
-        "(self.scaling.mode == 'SLO' || !has(self.slo)) && "
-        "(self.scaling.mode != 'Fixed' || !has(self.scaling.dryRun) || !self.scaling.dryRun)",
+        "slo and dryRun need the mode SLO; toZero does not go with External",
+        "(self.scaling.mode == 'SLO' || !has(self.slo) && (!has(self.scaling.dryRun) || !self.scaling.dryRun)) && "
+        "(self.scaling.mode != 'External' || !has(self.scaling.toZero))",
         ".scaling.mode",
     ),
     Rule(
         scaling.moves_something,
         ("spec",),
-        "SLO moves roles that have bounds: give one scaling",
-        "self.scaling.mode != 'SLO' || has(self.roles) && self.roles.exists(r, has(r.scaling))",
+        "SLO and External move roles that have bounds: give one scaling",
+        "self.scaling.mode == 'Fixed' || has(self.roles) && self.roles.exists(r, has(r.scaling))",
         ".scaling.mode",
     ),
     Rule(

@@ -49,16 +49,21 @@ def inert(spec: InferenceDeploymentSpec) -> Problems:
     said = spec.scaling.mode
     if said != "SLO" and spec.slo is not None:
         yield Problem("spec.slo", f"nothing acts on it with scaling.mode {said}: set the mode to SLO, or remove slo")
-    if said == "Fixed" and spec.scaling.dry_run:
-        yield Problem("spec.scaling.dryRun", "nothing is decided with scaling.mode Fixed: set the mode, or remove it")
+    if said != "SLO" and spec.scaling.dry_run:
+        fix = "set the mode to SLO, or remove it"
+        yield Problem("spec.scaling.dryRun", f"the operator decides nothing with scaling.mode {said}: {fix}")
+    if said == "External" and spec.scaling.to_zero is not None:
+        fix = "remove it, and set roles[].scaling.min to 0 where that is meant"
+        yield Problem("spec.scaling.toZero", f"with scaling.mode External engines go when somebody scales to 0: {fix}")
 
 
 def moves_something(spec: InferenceDeploymentSpec) -> Problems:
-    if spec.scaling.mode == "SLO" and all(role.scaling is None for role in spec.roles):
+    said = spec.scaling.mode
+    if said != "Fixed" and all(role.scaling is None for role in spec.roles):
         names = " or ".join(role.name for role in spec.roles)
         yield Problem(
             "spec.scaling.mode",
-            f"SLO moves roles that have bounds, and none has: give {names} scaling.max in place of replicas",
+            f"{said} moves roles that have bounds, and none has: give {names} scaling.max in place of replicas",
         )
 
 

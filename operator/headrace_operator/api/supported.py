@@ -92,7 +92,7 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     "kvCache.disk.returnToNode.timeout": ANY,
     "kvCache.sharing": ANY,
     **{f"slo.{latency}.{field}": ANY for latency in ("ttft", "itl") for field in ("target", "percentile")},
-    "scaling.mode": ("Fixed", "SLO"),
+    "scaling.mode": ANY,
     "scaling.maxAccelerators": ANY,
     "scaling.dryRun": ANY,
     "gateway.replicas": ANY,
