@@ -32,7 +32,15 @@ def test_what_is_written_comes_back_the_same() -> None:
 
 
 def test_a_decision_is_written_with_from() -> None:
-    decision = {"time": "2026-01-01T00:00:00Z", "role": "decode", "from": 1, "to": 2, "reason": "Load", "inputs": {}}
+    decision = {
+        "time": "2026-01-01T00:00:00Z",
+        "role": "decode",
+        "from": 1,
+        "to": 2,
+        "reason": "Load",
+        "swap": False,
+        "inputs": {},
+    }
     status = InferenceDeploymentStatus.model_validate({"scaling": {"lastDecisions": [decision]}})
 
     assert wire(status)["scaling"]["lastDecisions"] == [decision]

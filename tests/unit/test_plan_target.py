@@ -19,7 +19,7 @@ from headrace_operator.api.v1alpha1 import (
     RolloutProgress,
 )
 from headrace_operator.desired.history import record
-from headrace_operator.plan import make_plan
+from headrace_operator.plan import Terms, make_plan
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
 from headrace_operator.state import Object, Observed, Plan, Pod
@@ -197,7 +197,7 @@ class Fleet:
     def step(self, revision: int, *, held: bool = False) -> None:
         """What one pass does. Creations are sent before deletions."""
         observed = Observed(pods=tuple(self.pods[name] for name in sorted(self.pods)))
-        plan = make_plan(self.spec(revision), observed, held=held)
+        plan = make_plan(self.spec(revision), observed, terms=Terms(held=held))
         wanted = {
             names.engine_pod("chat", slot.home, plan.revision, slot.index): Pod(
                 names.engine_pod("chat", slot.home, plan.revision, slot.index),

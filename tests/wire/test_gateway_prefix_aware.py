@@ -104,6 +104,7 @@ async def test_prompts_that_nobody_holds_go_round(tmp_path: Path) -> None:
         assert set(asked) == {"serve-0", "serve-1"}
 
 
+@pytest.mark.slow  # what was guessed is believed for ten seconds
 async def test_text_goes_to_where_its_blocks_are_once_an_engine_named_its_tokens(tmp_path: Path) -> None:
     async with world(tmp_path, "serve-0", "serve-1", "serve-2") as w:
         await w.holds("serve-2", [7] * BLOCK)  # says how large blocks are
