@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from headrace_runtime.contract import Endpoint, FixedDiscovery, GatewayContract, KvEvents
 from headrace_runtime.engine.fake import FakeEngine, Script
