@@ -19,6 +19,7 @@ from headrace_operator.cluster.fence import Fence
 from headrace_operator.cluster.mirror import MirroredCluster
 from headrace_operator.cluster.runtime import HttpRuntime
 from headrace_operator.election import Election, Lease, Term
+from headrace_operator.policies import Policy
 from headrace_operator.reconcile import World
 from headrace_operator.settings import Settings
 from headrace_operator.worker import Workers
@@ -102,9 +103,15 @@ async def _workers(settings: Settings, fence: Fence | None) -> AsyncIterator[Wor
     async with (
         await MirroredCluster.connect(instance=settings.instance, fence=fence) as cluster,
         HttpRuntime() as runtime,
+        Policy(settings.policy_names, settings.policy_limits) as policy,
     ):
         world = World(
-            cluster, runtime, settings.defaults, now=lambda: datetime.now(UTC), token=lambda: secrets.token_hex(32)
+            cluster,
+            runtime,
+            settings.defaults,
+            now=lambda: datetime.now(UTC),
+            token=lambda: secrets.token_hex(32),
+            policy=policy,
         )
         workers = Workers.of(world, resync_seconds=settings.resync_seconds, concurrency=settings.concurrency)
         async with mirroring(cluster, settings, workers):

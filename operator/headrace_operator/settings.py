@@ -10,7 +10,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headrace_operator.api.types import Bytes
 from headrace_operator.errors import SettingsError
+from headrace_operator.ownpolicy.process import Limits
 from headrace_operator.state import Defaults
+
+LEAST_POLICY_MEMORY = 64 * 1024**2
 
 
 class Settings(BaseSettings):
@@ -48,6 +51,18 @@ class Settings(BaseSettings):
         description="what that folder may take of its disk, such as 500Gi: models that nothing runs on go, the least "
         "recently used first; empty: as much as the disk holds",
     )
+    policies: str = Field(
+        default="",
+        pattern=r"^\s*([A-Za-z_][\w.]*:[A-Za-z_]\w*\s*(,\s*|$))*$",
+        description="own scaling policies that specs may name, package.module:function, separated by commas",
+    )
+    policy_path: str = Field(
+        default="",
+        pattern=r"^((/[^/\s:]+)+)?$",
+        description="folder where Python finds them too, after its own places; empty: they are installed",
+    )
+    policy_seconds: float = Field(default=1.0, ge=0.01, le=30, description="what one answer of theirs may take")
+    policy_memory: str = Field(default="256Mi", description="private memory of the process of each, such as 256Mi")
     lease: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*)?$",
@@ -55,6 +70,13 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8080, ge=0, le=65535, description="port of /healthz and /metrics; 0: none")
     instance: str = Field(default="headrace", description="reporter in Events: the pod's name")
+
+    @field_validator("policy_memory")
+    @classmethod
+    def _enough_memory(cls, text: str) -> str:
+        if Bytes(TypeAdapter(Bytes).validate_python(text)).bytes < LEAST_POLICY_MEMORY:
+            raise ValueError("Python alone needs 64Mi: give more")
+        return text
 
     @field_validator("kv_node_disk_limit", "model_cache_size")
     @classmethod
@@ -65,6 +87,16 @@ class Settings(BaseSettings):
     def namespace_list(self) -> tuple[str, ...]:
         """The namespaces, empty for all."""
         return tuple(part.strip() for part in self.namespaces.split(",") if part.strip())
+
+    @property
+    def policy_names(self) -> frozenset[str]:
+        """The own policies that specs may name."""
+        return frozenset(part.strip() for part in self.policies.split(",") if part.strip())
+
+    @property
+    def policy_limits(self) -> Limits:
+        """What each of them may take."""
+        return Limits(self.policy_seconds, Bytes(self.policy_memory).bytes, self.policy_path)
 
     @property
     def defaults(self) -> Defaults:

@@ -188,7 +188,7 @@ HINTS: dict[str, Hint] = {
     ),
     "scaling.maxAccelerators": Hint(also=ON_GPU, valid=(5, 6), boundary=(4, 100_000), invalid=(3, 0, 100_001, "all")),
     "scaling.dryRun": Hint(also=SLO),
-    "scaling.policy": Hint(valid=("my.policy:Best",), boundary=("builtin",)),
+    "scaling.policy": Hint(also=SLO, valid=("my.policy:Best",), boundary=("builtin",)),
     "rollout.maxSurge": Hint(valid=(2, 3), boundary=(1, 1000)),
     "rollout.autoRollback": Hint(also={"rollout.progressDeadline": "10m"}),
     "rollout.canary.steps": Hint(

@@ -130,6 +130,18 @@ def test_every_variable_is_a_setting_of_the_operator() -> None:
     assert environment(rendered()).keys() <= settings
 
 
+def test_own_policies_come_from_a_config_map_that_the_operator_itself_does_not_import_from() -> None:
+    assert "HEADRACE_POLICIES" not in environment(rendered())
+    objects = rendered("policies.names={steady:decide,acme.night:decide}", "policies.configMap=my-policies")
+    given, (container,) = environment(objects), pod_spec(objects)["containers"]
+    assert Settings(policies=given["HEADRACE_POLICIES"]).policy_names == {"steady:decide", "acme.night:decide"}
+    assert given["HEADRACE_POLICY_SECONDS"] == "1"
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "policies"]
+    assert (mount["mountPath"], mount["readOnly"]) == (given["HEADRACE_POLICY_PATH"], True)
+    assert {"name": "policies", "configMap": {"name": "my-policies"}} in pod_spec(objects)["volumes"]
+    assert "PYTHONPATH" not in given
+
+
 def test_a_digest_wins_over_a_tag() -> None:
     digest = "sha256:" + "0" * 64
     objects = rendered(f"images.operator.digest={digest}", "images.operator.tag=1.2.3")
@@ -159,6 +171,8 @@ def test_an_account_of_the_users_own_is_bound() -> None:
         ("concurrency=0", "/concurrency"),
         ("replicas=two", "/replicas"),
         ("extraEnv[0].name=HEADRACE_PORT", "/extraEnv/0/name"),
+        ("policies.names={steady}", "/policies/names/0"),
+        ("extraEnv[0].name=HEADRACE_POLICIES", "/extraEnv/0/name"),
         ("extraEnv[0].name=HEADRACE_LEASE", "/extraEnv/0/name"),
         ("serviceAccount.create=false", "serviceAccount.name"),
     ],

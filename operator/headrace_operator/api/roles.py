@@ -123,7 +123,7 @@ class Scaling(Frozen):
     dry_run: bool = False
     """Decisions are written into the status and not carried out."""
     policy: PolicyName = "builtin"
-    """builtin, or package.module:function, loaded by the operator."""
+    """builtin, or package.module:function, which the operator's settings must list. Where it fails, builtin answers."""
 
 
 class LatencyTarget(Frozen):

@@ -211,8 +211,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         scaling.inert,
         ("spec",),
-        "slo and dryRun need the mode SLO; toZero does not go with External",
-        "(self.scaling.mode == 'SLO' || !has(self.slo) && (!has(self.scaling.dryRun) || !self.scaling.dryRun)) && "
+        "slo, dryRun and policy need the mode SLO; toZero does not go with External",
+        "(self.scaling.mode == 'SLO' || !has(self.slo) && (!has(self.scaling.dryRun) || !self.scaling.dryRun) && "
+        "(!has(self.scaling.policy) || self.scaling.policy == 'builtin')) && "
         "(self.scaling.mode != 'External' || !has(self.scaling.toZero))",
         ".scaling.mode",
     ),

@@ -52,6 +52,9 @@ def inert(spec: InferenceDeploymentSpec) -> Problems:
     if said != "SLO" and spec.scaling.dry_run:
         fix = "set the mode to SLO, or remove it"
         yield Problem("spec.scaling.dryRun", f"the operator decides nothing with scaling.mode {said}: {fix}")
+    if said != "SLO" and spec.scaling.policy != "builtin":
+        fix = "set the mode to SLO, or remove it"
+        yield Problem("spec.scaling.policy", f"no policy is asked with scaling.mode {said}: {fix}")
     if said == "External" and spec.scaling.to_zero is not None:
         fix = "remove it, and set roles[].scaling.min to 0 where that is meant"
         yield Problem("spec.scaling.toZero", f"with scaling.mode External engines go when somebody scales to 0: {fix}")
