@@ -17,6 +17,7 @@ from headrace_operator.plan.scaling.model import need
 from simulator import load
 from simulator.fleet import ROLES, Fleet, Outcome, Scaler, Setting
 from simulator.profile import H200_8B, Profile
+from simulator.profile import read as read_profile
 from simulator.request import Request
 from simulator.scalers import Oracle, PlusMinusOne, Product, Static, hpa, kpa, load_of, truth
 
@@ -61,7 +62,18 @@ ANY = Amount(0)
     show_default=True,
     help="Without a trace: how long. With one: at most.",
 )
-@click.option("--slower", type=SOME, default=1.0, show_default=True, help="Engines against an 8B model on one H200.")
+@click.option(
+    "--slower",
+    type=SOME,
+    default=1.0,
+    show_default=True,
+    help="Engines against --profile, or else an 8B model on one H200.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Engines as in this file, which `python -m bench fidelity --profile FILE` writes.",
+)
 @click.option("--ttft", type=SOME, default=0.5, show_default=True, help="Target for the first token, seconds.")
 @click.option("--itl", type=SOME, default=0.05, show_default=True, help="Target for the time between tokens, seconds.")
 @click.option("--percentile", default=95, show_default=True, type=click.IntRange(1, 99), help="Of both targets.")
@@ -104,6 +116,7 @@ def _case(  # noqa: PLR0913 - one for each option
     rate: tuple[float, float],
     minutes: float,
     slower: float,
+    profile: Path | None,
     ttft: float,
     itl: float,
     percentile: int,
@@ -118,7 +131,14 @@ def _case(  # noqa: PLR0913 - one for each option
     else:
         requests = load.Wave(*rate, seconds=seconds).requests(seed)
     aim = Aim(Target(ttft, share), Target(itl, share), role_change=role_change)
-    return Case(requests, H200_8B.slower(slower), aim, cold_start)
+    return Case(requests, _engine(profile).slower(slower), aim, cold_start)
+
+
+def _engine(file: Path | None) -> Profile:
+    try:
+        return H200_8B if file is None else read_profile(file)
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="--profile") from error
 
 
 def _fixed(case: Case) -> tuple[dict[str, int], dict[str, int]]:

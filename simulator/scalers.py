@@ -178,5 +178,6 @@ def load_of(requests: Sequence[Request], seconds: float, cached: float = 0.0, sh
 def truth(profile: Profile, loads: Sequence[Load]) -> Model:
     """An engine's own times, as the policy's model has them."""
     computed = [load.computed for load in loads if load.rate > 0]
-    overhead = profile.overhead / max(1.0, sum(computed) / len(computed)) if computed else 0.0
-    return Model(profile.pace + overhead, profile.step, profile.per_request, profile.per_token, fitted=True)
+    mean = max(1.0, sum(computed) / len(computed)) if computed else 1.0
+    pace = profile.prompt_seconds(round(mean)) / round(mean) + profile.overhead / mean
+    return Model(pace, profile.step, profile.per_request, profile.per_token, fitted=True)
