@@ -1,7 +1,6 @@
 """The simulator's command line, `headrace simulate`: one load, one fleet, the operator's policy beside others, in one
 table."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from headrace_operator.ownpolicy.loading import NotLoadedError
+from headrace_operator.ownpolicy.loading import load as load_policy
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Role, Target
 from headrace_operator.plan.scaling.model import need
+from headrace_operator.plan.scaling.own import fenced
 from simulator import load
 from simulator.fleet import ROLES, Fleet, Outcome, Scaler, Setting
 from simulator.profile import H200_8B, Profile
@@ -169,12 +171,11 @@ def _scalers(case: Case, mean: dict[str, int], peak: dict[str, int], policy: str
 
 
 def _named(policy: str) -> Callable[[Ask], Answer]:
-    module, _, function = policy.partition(":")
+    """Loaded and kept within bounds as the operator does it, but in this process."""
     try:
-        found: Callable[[Ask], Answer] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.BadParameter(f"{policy}: {error}", param_hint="--policy") from error
-    return found
+        return fenced(policy, load_policy(policy))
+    except NotLoadedError as error:
+        raise click.BadParameter(f"{policy} {error}", param_hint="--policy") from error
 
 
 def _fleet(name: str, sizes: dict[str, int]) -> str:

@@ -5,7 +5,7 @@ process that it does not trust, so that everything in it is looked at. Called by
 the kit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -51,6 +51,11 @@ def taken(name: str, ask: Ask, answer: Answer) -> Answer:
         answer.model if _learnt(answer.model) else ask.model,
         name,
     )
+
+
+def fenced(name: str, policy: Callable[[Ask], Answer]) -> Callable[[Ask], Answer]:
+    """The policy as the operator would follow it, where it runs without one. What it raises is the caller's."""
+    return lambda ask: taken(name, ask, policy(sane(ask)))
 
 
 def instead(name: str, ask: Ask, cause: str, *, lately: bool) -> Answer:
