@@ -2,13 +2,16 @@
 of. Called by reconcile.
 
 It lives in the process and nowhere else: an operator that starts anew knows no load for two readings and no minutes of
-it for some, and while figures are missing no role gets smaller. Of each deployment it holds the newest reading of each
+it for some, and while figures are missing no role gets smaller. Of each deployment it holds one or two readings of each
 gateway and some minutes of windows, a few tens of kilobytes. All moments are of one monotonic clock, in seconds.
+
+A gateway that was too busy to answer once has still counted: with its next answer both windows are known, as one that
+is shared out evenly.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from headrace_operator.plan import scaling
@@ -21,7 +24,7 @@ KEPT: Final = 24
 EARLY_SECONDS: Final = 1.0
 """So much before its time a reading is due: a pass that comes just then need not come again."""
 LONGEST_SECONDS: Final = 3 * EVERY_SECONDS
-"""Readings further apart make no window: its mean would hide what happened in it."""
+"""Readings further apart make no window, nor are windows filled from them: a mean would hide what happened."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,43 @@ class Newest:
     """Seconds in which no request was at any gateway."""
 
 
-@dataclass(slots=True)
-class _Deployment:
+@dataclass(frozen=True, slots=True)
+class _Reading:
     at: float
     told: Told
     ready: Mapping[str, int]
+
+    def until(self, later: "_Reading") -> Measured:
+        return measure(self.told, later.told, (self.ready, later.ready), later.at - self.at)
+
+
+@dataclass(slots=True)
+class _Deployment:
+    newest: _Reading
+    known: _Reading
+    """What was counted up to this one is in the windows; what came after it is in none."""
     windows: deque[tuple[float, Measured]] = field(default_factory=lambda: deque(maxlen=KEPT))
     """By the moments of their ends, newest first."""
+
+    def note(self, reading: _Reading) -> None:
+        window = self.newest.until(reading)
+        if window.seconds <= LONGEST_SECONDS:
+            self.windows.appendleft((reading.at, window))
+        late = reading.at - self.known.at > LONGEST_SECONDS
+        told = window.requests is not None or (not late and self._fill(self.known.until(reading)))
+        self.newest = reading
+        if told or late:
+            self.known = reading
+
+    def _fill(self, whole: Measured) -> bool:
+        """The windows since `known` become parts of the one that covers them all. False: that is unknown too."""
+        if whole.requests is None:
+            return False
+        lacking = [(at, window) for at, window in self.windows if at > self.known.at]
+        for place, (at, window) in enumerate(lacking):
+            part = whole.part(window)
+            self.windows[place] = (at, part if place else replace(part, waiting=whole.waiting))
+        return True
 
 
 class Readings:
@@ -55,23 +88,18 @@ class Readings:
     def due(self, uid: str, now: float) -> bool:
         """It is time for the next reading."""
         known = self._known.get(uid)
-        return known is None or not known.at <= now < known.at + EVERY_SECONDS - EARLY_SECONDS
+        return known is None or not known.newest.at <= now < known.newest.at + EVERY_SECONDS - EARLY_SECONDS
 
     def note(self, uid: str, now: float, told: Told, ready: Mapping[str, int]) -> None:
         """A reading of all ready gateways, by pod, and how many engines of each role were ready then.
 
         One within a second of the last is passed over: nothing can be said of so short a time.
         """
-        known = self._known.get(uid)
-        if known is None or now < known.at:
-            self._known[uid] = _Deployment(now, dict(told), dict(ready))
-            return
-        seconds = now - known.at
-        if seconds < scaling.inputs.LEAST_SECONDS:
-            return
-        if seconds <= LONGEST_SECONDS:
-            known.windows.appendleft((now, measure(known.told, told, (known.ready, ready), seconds)))
-        known.at, known.told, known.ready = now, dict(told), dict(ready)
+        known, reading = self._known.get(uid), _Reading(now, dict(told), dict(ready))
+        if known is None or now < known.newest.at:
+            self._known[uid] = _Deployment(reading, reading)
+        elif now - known.newest.at >= scaling.inputs.LEAST_SECONDS:
+            known.note(reading)
 
     def windows(self, uid: str, now: float, aim: scaling.Aim) -> tuple[scaling.Window, ...]:
         """What was measured, newest first."""
@@ -84,12 +112,13 @@ class Readings:
         known = self._known.get(uid)
         if known is None:
             return None
-        told = [one for one in known.told.values() if one is not None]
-        if not told or len(told) < len(known.told):
-            return Newest(known.at)
+        at, every = known.newest.at, known.newest.told
+        told = [one for one in every.values() if one is not None]
+        if not told or len(told) < len(every):
+            return Newest(at)
         idle = [one.demand.idle for one in told if one.demand is not None]
         return Newest(
-            at=known.at,
+            at=at,
             running=sum(one.running for one in told),
             waiting=sum(one.waiting for one in told),
             idle=min(idle) if len(idle) == len(told) else None,

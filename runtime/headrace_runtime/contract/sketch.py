@@ -34,6 +34,11 @@ def bucket(value: float) -> int:
     return math.ceil(math.log(inside) / _LOG_GAMMA)
 
 
+def middle(place: int) -> float:
+    """The value that is told of all samples in a bucket."""
+    return 2 * _GAMMA**place / (_GAMMA + 1)
+
+
 class Sketch(Frozen):
     """Samples, of which the field that holds it says the unit. On the wire `{"counts": {"12": 5}}`."""
 
@@ -49,7 +54,7 @@ class Sketch(Frozen):
         for place in sorted(self.counts):
             seen += self.counts[place]
             if seen >= rank:
-                return 2 * _GAMMA**place / (_GAMMA + 1)
+                return middle(place)
         return None
 
     def plus(self, other: "Sketch") -> "Sketch":

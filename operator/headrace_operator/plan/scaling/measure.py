@@ -7,13 +7,14 @@ answer, went away, began anew, does not tell, or said what cannot be true.
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from headrace_operator.figures import NOTHING, Demand, Window, between, merged, since_start
 from headrace_operator.plan.scaling import inputs
 from headrace_operator.plan.scaling.inputs import Aim, Target
 from headrace_runtime.contract import GatewayFigures, Sketch
+from headrace_runtime.contract.sketch import middle
 
 Told = Mapping[str, GatewayFigures | None]
 """A reading of each gateway, by its pod; None: it gave no usable answer."""
@@ -33,8 +34,13 @@ class Percentiles:
     __slots__ = ("_values",)
 
     def __init__(self, sketch: Sketch) -> None:
-        found = (sketch.quantile(percent / 100) for percent in range(1, 100))
-        self._values = array("f", (value for value in found if value is not None))
+        self._values = array("f")
+        seen, samples = 0, sketch.samples
+        for place in sorted(sketch.counts):
+            seen += sketch.counts[place]
+            # All at once: asking the sketch for each of them takes a hundred times as long.
+            missing = min(99, 100 * seen // samples) - len(self._values)
+            self._values.extend([middle(place)] * missing)
 
     def at(self, share: float) -> float | None:
         """The value that a share of the samples, 0 to 1, does not exceed. None: there was no sample."""
@@ -58,6 +64,13 @@ class Measured:
     """Thousands of tokens."""
     ttft: Percentiles | None = None
     itl: Percentiles | None = None
+
+    def part(self, other: "Measured") -> "Measured":
+        """What came in the time of `other`, a part of this window's, if it came evenly. What waited then is not
+        known."""
+        assert self.requests is not None
+        requests = self.requests * other.seconds / self.seconds
+        return replace(self, seconds=other.seconds, engines=other.engines, requests=requests, waiting=None)
 
     def window(self, age: float, aim: Aim) -> inputs.Window:
         """As a policy is told it, with what the targets ask for. `age`: seconds since its end."""
@@ -92,16 +105,22 @@ def counts(before: Told, after: Told, seconds: float) -> Window | None:
     """What all gateways counted together. None: it is not known of one of them, or there is none."""
     if not before.keys() <= after.keys():
         return None
-    windows = [_of_one(name in before, before.get(name), reading, seconds) for name, reading in after.items()]
+    windows = [
+        _of_one(before[name], reading, seconds) if name in before else _of_new(reading, seconds)
+        for name, reading in after.items()
+    ]
     known = [window for window in windows if window is not None]
     return merged(known) if len(known) == len(windows) else None
 
 
-def _of_one(known: bool, before: GatewayFigures | None, after: GatewayFigures | None, seconds: float) -> Window | None:
-    if not known and after is not None and after.seconds <= seconds + GRACE:
-        return _possible(since_start(after))
+def _of_one(before: GatewayFigures | None, after: GatewayFigures | None, seconds: float) -> Window | None:
     window = between(before, after)
     return _possible(window) if window is not None and abs(window.seconds - seconds) <= GRACE else None
+
+
+def _of_new(reading: GatewayFigures | None, seconds: float) -> Window | None:
+    """It counts from its start, if that is so short ago."""
+    return _possible(since_start(reading)) if reading is not None and reading.seconds <= seconds + GRACE else None
 
 
 def _possible(window: Window | None) -> Window | None:
