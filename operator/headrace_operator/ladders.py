@@ -13,7 +13,7 @@ from headrace_operator import names, versions, weights
 from headrace_operator.api import conditions as c
 from headrace_operator.api.conditions import Reason, Truth
 from headrace_operator.api.problems import sentence
-from headrace_operator.api.v1alpha1 import LocalRef, Model
+from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, LocalRef, Model
 from headrace_operator.gangs import whole
 from headrace_operator.known import (
     SHOWN,
@@ -242,8 +242,6 @@ def kv_cache_ready(known: Known) -> Judgement:
 def scaling_active(known: Known) -> Judgement:
     if (rung := unknown(known)) is not None:
         return rung
-    if known.subject is not None and known.subject.spec.scaling.mode == "External":
-        return scaled_by_others(known)
     said = next((x for x in known.previous.conditions if x.type == c.SCALING_ACTIVE), None)
     before = Judgement(said.status, said.reason, said.message) if said is not None else None
     if known.subject is None:
@@ -254,6 +252,8 @@ def scaling_active(known: Known) -> Judgement:
         return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
     if known.paused:
         return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is decided.")
+    if known.subject.spec.scaling.mode == "External":
+        return scaled_by_others(known.subject.spec, known)
     return _scaling(known, before if before is not None and before.reason in SCALING else None)
 
 
@@ -292,13 +292,10 @@ def alike(before: str, after: str, *, much: bool) -> bool:
     return not much or all(abs(float(new) - float(old)) <= float(old) / 2 for old, new in pairs)
 
 
-def scaled_by_others(known: Known) -> Judgement:
+def scaled_by_others(spec: InferenceDeploymentSpec, known: Known) -> Judgement:
     """The sizes that are carried out, and the objects by which they are changed."""
-    assert known.subject is not None
     assert known.wanted is not None
-    if known.suspended:
-        return Judgement("False", Reason.SUSPENDED, "spec.suspend is true: no engine is wanted.")
-    sizes, bounded = known.wanted.sizes, [role.name for role in known.subject.spec.roles if role.scaling is not None]
+    sizes, bounded = known.wanted.sizes, [role.name for role in spec.roles if role.scaling is not None]
     told = [f"{role} {sizes[role]} by InferenceRole {names.inference_role(known.ref.name, role)}" for role in bounded]
     return Judgement("True", Reason.EXTERNAL, f"{', '.join(told)}.")
 
