@@ -5,19 +5,25 @@ there are: between readings the sizes of the status hold. While the spec is paus
 Fixed mode nobody is asked anything, and in External mode the InferenceRoles say it.
 """
 
+import logging
 from datetime import datetime
 from random import uniform
 
+from headrace_operator import metrics
+from headrace_operator.api.conditions import Reason
 from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.gangs import whole
 from headrace_operator.known import Known
 from headrace_operator.observe import read_figures
 from headrace_operator.plan.external import external_sizes
+from headrace_operator.plan.scaling import Answer, Ask
 from headrace_operator.plan.sizes import aim_of, ask_of, sized
 from headrace_operator.readings import EVERY_SECONDS
 from headrace_operator.state import Observed, Ref, Sized
 from headrace_operator.world import World
+
+logger = logging.getLogger(__name__)
 
 SPREAD_SECONDS = 3.0
 """So much later than due, by chance: deployments that were seen first in one moment are not read in one for ever."""
@@ -43,10 +49,21 @@ async def size(
     world.readings.note(ref.uid, clock, told, _ready(spec, observed))
     windows = world.readings.windows(ref.uid, clock, aim_of(spec))
     ask = ask_of(spec, observed, previous, windows, now, world.learnt.get(ref.uid))
-    answer = await world.policy.decide(spec.scaling.policy, ask)
+    answer = await _answer(world, ref, spec, ask)
     # A policy of the user's own may keep no model.
     world.learnt[ref.uid] = answer.model if answer.model.fitted else ask.model
     return sized(spec, previous, now, ask, answer)
+
+
+async def _answer(world: World, ref: Ref, spec: InferenceDeploymentSpec, ask: Ask) -> Answer:
+    """The policy's. A surprise in it must not end the pass: engines that died are replaced whatever sizes they have."""
+    try:
+        return await world.policy.decide(spec.scaling.policy, ask)
+    except Exception as error:
+        logger.exception("%s: the scaling policy failed", ref)
+        metrics.ERRORS.labels(reason=type(error).__name__).inc()
+        message = f"The built-in policy failed ({type(error).__name__}): sizes stay as they are."
+        return Answer({role.name: role.size for role in ask.roles}, Reason.POLICY_FAILED, message, model=ask.model)
 
 
 def next_reading(world: World, known: Known) -> float | None:

@@ -108,7 +108,14 @@ class Scene:
         """What gateways are told of a canary, and since when."""
         self.cluster.put(sample.build())
         self.cluster.now = lambda: self.clock
-        self.world = World(self.cluster, self.runtime, DEFAULTS, lambda: self.clock, lambda: "a-token")
+        self.world = World(
+            self.cluster,
+            self.runtime,
+            DEFAULTS,
+            now=lambda: self.clock,
+            token=lambda: "a-token",
+            clock=lambda: (self.clock - START).total_seconds(),
+        )
 
     @property
     def object(self) -> Object:
