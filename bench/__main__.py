@@ -4,6 +4,7 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,6 +19,7 @@ BENCHES = {
     "admission": "Processor time of the way in (real), and what a greedy key costs others (simulated)",
     "coldstart": "What a start of an engine costs: first pod of a node, second, after a crash, page cache warm or not",
     "eviction": "Which KV blocks are evicted, on a trace, against LRU, S3-FIFO, ARC, 2Q and Belady (simulated)",
+    "fidelity": "The simulator fitted to real engines, and held against them on other loads: E2E, TTFT, ITL",
     "gateway": "Requests/s, processor time and added latency of the gateway, against no relay and vllm-router",
     "idle": "What the operator writes, computes and holds while nothing changes (10 minutes, on a cluster that is up)",
     "kv-reload": "KV blocks from disk after a restart, against computing them and vLLM's own disk tier; cost of a miss",
@@ -46,7 +48,11 @@ BENCHES = {
     help="Folder of request traces.",
 )
 @click.option("--objects", type=click.IntRange(min=2), multiple=True, help="How many deployments (scale); repeatable.")
-def main(name: str | None, quick: bool, file: Path | None, traces: Path | None, objects: tuple[int, ...]) -> None:
+@click.option(
+    "--profile", type=click.Path(dir_okay=False, path_type=Path), help="Write the engines' profile (fidelity)."
+)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture, as SVG (fidelity).")
+def main(name: str | None, quick: bool, file: Path | None, **given: Any) -> None:
     """Run the benchmark NAME; without a name, list what there is. Exit 1: a check did not hold."""
     console = Console()
     if name is None:
@@ -56,7 +62,7 @@ def main(name: str | None, quick: bool, file: Path | None, traces: Path | None, 
         console.print(table)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end what was started
-    report: Report = import_module(f"bench.{name.replace('-', '_')}").run(Options(quick, traces, objects))
+    report: Report = import_module(f"bench.{name.replace('-', '_')}").run(Options(quick, **given))
     report.show(console)
     if file is not None:
         report.write(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import headrace_runtime
-from bench.programs import free_port, running, wait_for
+from bench.programs import cores, free_port, pin, running, wait_for
 from headrace_runtime.contract import (
     Endpoint,
     Engine,
@@ -43,6 +43,8 @@ class Kind:
     model: str = "tiny"
     max_model_len: int = 2048
     kv_cache_bytes: int = 256 * 1024**2
+    own_core: bool = False
+    """Each engine is kept on one processor, with all its processes, while there is one for each."""
 
     def contract(self) -> NodeContract:
         path = str(models.folder() / self.model)
@@ -65,18 +67,21 @@ class Kind:
 class Worker:
     """One engine, which may be stopped and started again at its place. Its name says nothing of its role."""
 
-    def __init__(self, folder: Path, name: str, kind: Kind) -> None:
+    def __init__(self, folder: Path, name: str, kind: Kind, core: int | None = None) -> None:
         ports = {"engine_port": free_port(), "kv_transfer_port": free_port()}
         self.name = name
         self.place = Place(name=name, address="127.0.0.1", run_dir=str(folder / name), **ports)
         self.url = f"http://{self.place.address}:{self.place.engine_port}"
         self._launch = command(kind.contract(), self.place)
         self._log = folder / f"{name}.log"
+        self._core = core
         self._life = ExitStack()
 
     def start(self) -> None:
         argv, env = [str(build.python()), *SERVE, *self._launch.argv], {**self._launch.env, "PYTHONPATH": RUNTIME}
         self._program = self._life.enter_context(running(argv, self._log, env))
+        if self._core is not None:
+            pin(self._program.pid, frozenset({self._core}))  # before it has started anything, which then inherits it
 
     def wait(self) -> None:
         """Until it answers. Raises RuntimeError where it does not."""
@@ -93,7 +98,9 @@ class Worker:
 @contextmanager
 def engines(folder: Path, count: int, kind: Kind) -> Iterator[list[Worker]]:
     """Started side by side; given once all answer. They end with the block."""
-    workers = [Worker(folder, f"engine-{index}", kind) for index in range(count)]
+    processors = sorted(cores().all)
+    placed = [processors[index % len(processors)] if kind.own_core else None for index in range(count)]
+    workers = [Worker(folder, f"engine-{index}", kind, core) for index, core in enumerate(placed)]
     with ExitStack() as stack:
         for worker in workers:
             stack.callback(worker.stop)

@@ -81,6 +81,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def tree_seconds(pid: int) -> float:
+    """Processor time so far of a process and of all that it has started and that still runs."""
+    try:
+        tasks = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+        return cpu_seconds(pid) + sum(tree_seconds(int(child)) for task in tasks for child in task.split())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0  # it has ended since
+
+
+def busy_seconds() -> float:
+    """Processor time of the whole machine so far, with what others on its host took from it (proc(5), `/proc/stat`)."""
+    user, nice, system, _, _, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + stolen) / CLOCK_TICKS
+
+
 def cores() -> Cores:
     """On a machine with one processor, all share it."""
     first, *rest = range(os.cpu_count() or 1)

@@ -22,6 +22,10 @@ class Options:
     """Folder of request traces, for the benchmarks that replay some."""
     objects: tuple[int, ...] = ()
     """How many InferenceDeployments, one run for each number, for the benchmark that makes many."""
+    profile: Path | None = None
+    """Where the benchmark that takes a profile of engines keeps it."""
+    plot: Path | None = None
+    """Where a benchmark that has a picture puts it, as SVG."""
 
 
 @dataclass(frozen=True)

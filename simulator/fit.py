@@ -115,18 +115,15 @@ def _said(profile: Profile, one: Prompt | Step) -> float:
 
 
 def _residuals(profile: Profile, measured: Measured) -> list[Residual]:
-    found = [Residual(_name(one), one.seconds, _said(profile, one)) for one in (*measured.prompts, *measured.steps)]
+    found = [Residual(_name(one), one.seconds, _said(profile, one)) for one in measured.prompts]
+    found += [Residual(_name(one), one.seconds, _said(profile, one)) for one in measured.steps]
     for hand in measured.hand_overs:
         moved = profile.transfer_base + profile.transfer * hand.tokens + profile.step_seconds(1, hand.tokens)
         found.append(Residual(f"hand-over of {hand.tokens} tokens", hand.seconds, moved))
-    slower = 1 + profile.crowding
-    return [
-        *found,
-        *(
-            Residual(f"{_name(one)}, beside another", one.seconds, slower * _said(profile, one))
-            for one in measured.crowded
-        ),
-    ]
+    for one in measured.crowded:
+        said = (1 + profile.crowding) * _said(profile, one)
+        found.append(Residual(f"{_name(one)}, beside another", one.seconds, said))
+    return found
 
 
 def _name(one: Prompt | Step) -> str:
