@@ -35,7 +35,7 @@ def allowed(wants: Mapping[str, int], ask: Ask) -> dict[str, int]:
     """What any policy may have of what it wants: all bounds hold, no role gets smaller while figures are missing, and
     engines do not change their role more often than the spec says. Where the cap is short, roles grow evenly."""
     wants = {role.name: wants.get(role.name, role.size) for role in ask.roles}
-    if not _seen(ask) or (swaps(wants, ask) and not rested(ask)):
+    if not seen(ask) or (swaps(wants, ask) and not rested(ask)):
         wants = {role.name: max(role.size, wants[role.name]) for role in ask.roles}
     return granted(wants, ask.roles, ask.aim, lambda _, engines: -engines)
 
@@ -51,7 +51,8 @@ def rested(ask: Ask) -> bool:
     return all(change.age >= ask.aim.role_change_pause for change in ask.changes if change.swap)
 
 
-def _seen(ask: Ask) -> bool:
+def seen(ask: Ask) -> bool:
+    """There are figures of how much came, and they are not late."""
     newest = min(ask.windows, key=lambda window: window.age, default=None)
     return newest is not None and newest.rate is not None and newest.age <= LATE_SECONDS
 
