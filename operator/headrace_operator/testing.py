@@ -114,8 +114,11 @@ class Scene:
             DEFAULTS,
             now=lambda: self.clock,
             token=lambda: "a-token",
-            clock=lambda: (self.clock - START).total_seconds(),
+            clock=self._seconds,
         )
+
+    def _seconds(self) -> float:
+        return (self.clock - START).total_seconds()
 
     @property
     def object(self) -> Object:

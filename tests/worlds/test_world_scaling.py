@@ -199,7 +199,7 @@ async def test_from_fixed_sizes_to_decided_ones_and_back_no_engine_is_lost_by_th
 async def test_where_sizes_are_fixed_no_gateway_is_asked() -> None:
     scene = Scene(Sample().split(1, 1))
     asked: list[str] = []
-    scene.runtime.figures = listening(asked)  # type: ignore[method-assign]
+    scene.runtime.figures = listening(asked)  # type: ignore[method-assign, assignment]
     await scene.settle()
     await live(scene, Traffic(scene), 300)
     assert asked == []
