@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import sweep.stage
 from headrace_operator import names
-from headrace_operator.cluster import CONFIG_MAP, POD, Kind, mirror
+from headrace_operator.cluster import CONFIG_MAP, INFERENCE_ROLE, POD, Kind, mirror
 from headrace_operator.cluster.client import KubernetesCluster
 from headrace_operator.cluster.mirror import MirroredCluster
-from headrace_operator.errors import ClusterError, Outdated
+from headrace_operator.errors import ClusterError, Conflict, Outdated
 from headrace_operator.state import Object, Ref
 from headrace_operator.testing import running
 
@@ -37,10 +38,12 @@ class Stage:
         self.cluster = cluster
         self.ref = Ref(namespace, "chat", "uid-of-chat")
         self.woken: list[str] = []
+        self.edited: list[str] = []
 
     @asynccontextmanager
     async def mirrored(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.cluster.mirror((self.ref.namespace,), self.woken.append))
+        mirror = self.cluster.mirror((self.ref.namespace,), self.woken.append, self.edited.append)
+        task = asyncio.create_task(mirror)
         try:
             yield
             # A connection that is cut while it is made takes its time to close, and the loop of a test has none.
@@ -201,3 +204,67 @@ async def test_a_watch_whose_version_is_too_old_begins_anew_with_what_is_there(
             await until(lambda: len(stage.woken) == 2)
             assert await stage.names() == []
             deaf.hears = True
+
+
+class Undefined(MirroredCluster):
+    """Its API server has no InferenceRoles, until somebody defines them."""
+
+    defined = False
+
+    async def pages(self, kind: Kind, namespace: str) -> AsyncGenerator[tuple[str, list[Object]], None]:
+        if kind == INFERENCE_ROLE and not self.defined:
+            raise ClusterError(
+                "GET inferenceroles", 404, "NotFound", "the server could not find the requested resource"
+            )
+        async with aclosing(super().pages(kind, namespace)) as pages:
+            async for page in pages:
+                yield page
+
+
+async def defined(stage: Stage) -> Object:
+    """An InferenceRole of the deployment, once its definition is served."""
+    async with await sweep.stage.Client.connect(kubeconfig=stage.kubeconfig) as installer, asyncio.timeout(30):
+        await sweep.stage.install(installer)
+        while not await sweep.stage.served(installer):
+            await asyncio.sleep(0.05)
+    role = stage.child("chat-decode", names.ROLE_KIND) | {"apiVersion": names.API_VERSION}
+    role["spec"] = {"deploymentName": "chat", "role": "decode", "replicas": 1}
+    await stage.client.create_once(role)
+    found = await stage.client.get(INFERENCE_ROLE, stage.ref.namespace, "chat-decode")
+    assert found is not None
+    return found
+
+
+async def test_who_scales_a_role_is_heard_as_one_who_edits_and_our_status_of_it_by_nobody(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "OWNED", (CONFIG_MAP, POD, INFERENCE_ROLE))
+    await defined(stage)
+    async with stage.mirrored():
+        (role,) = await stage.cluster.list_owned(stage.ref)
+        await stage.cluster.apply_role_status(role, {"replicas": 1, "selector": "a=b"})
+        (kept,) = await stage.cluster.list_owned(stage.ref)
+        assert kept["status"] == {"replicas": 1, "readyReplicas": 0, "selector": "a=b"}
+        assert stage.edited == []
+        path = INFERENCE_ROLE.path(stage.ref.namespace, "chat-decode")
+        await stage.client.call("PATCH", path, {"spec": {"replicas": 2}})
+        await until(lambda: stage.edited == [stage.ref.uid])
+        (kept,) = await stage.cluster.list_owned(stage.ref)
+        assert kept["spec"]["replicas"] == 2
+        with pytest.raises(Conflict):
+            await stage.cluster.apply_role_status(role, {"replicas": 2})
+
+
+async def test_a_kind_that_is_not_defined_keeps_nothing_waiting_and_is_found_once_it_is(
+    stage: Stage, api_kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "OWNED", (CONFIG_MAP, POD, INFERENCE_ROLE))
+    monkeypatch.setattr(mirror, "UNDEFINED_SECONDS", 0.1)
+    async with await Undefined.connect(kubeconfig=api_kubeconfig) as cluster:
+        stage.cluster = cluster
+        async with stage.mirrored():
+            assert await stage.names() == []
+            await defined(stage)
+            cluster.defined = True
+            await until(lambda: stage.woken == [stage.ref.uid])
+            assert await stage.names() == ["chat-decode"]

@@ -264,5 +264,9 @@ async def test_children_that_change_one_after_the_other_are_one_reason_and_an_ed
     while passes.count < 3:
         await sleep(0.001)
     assert len(slept) == worker.SETTLES + 1
+    workers.edited(REF.uid)
+    while passes.count < 4:
+        await sleep(0.001)
+    assert len(slept) == worker.SETTLES + 2
     monkeypatch.undo()
     await workers.close()
