@@ -18,8 +18,8 @@ from headrace_operator.api.status import ScalingDecision, ScalingModel
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.gangs import whole
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Changed, Model, Role, Target, Window
-from headrace_operator.plan.scaling.bounds import granted
-from headrace_operator.plan.scaling.inputs import LATE_SECONDS
+from headrace_operator.plan.scaling.bounds import allowed, granted
+from headrace_operator.plan.scaling.own import VERDICTS
 from headrace_operator.state import Observed, Pod, Sized
 
 __all__ = ["Sized", "ask_of", "sized"]
@@ -28,16 +28,6 @@ MOVED: Final = 0.25
 """Of a figure of the model: less is not worth a write."""
 TEXT: Final = 1024
 """Characters of a text in the status."""
-VERDICTS: Final = frozenset(
-    {
-        Reason.SIZED,
-        Reason.FIGURES_MISSING,
-        Reason.TARGET_OUT_OF_REACH,
-        Reason.CAP_TOO_SMALL,
-        Reason.POLICY_FAILED,
-    }
-)
-"""A policy of the user's own may say anything."""
 MOST_INPUTS: Final = 32
 MOST_STARTUP: Final = 3600.0
 """An engine that became ready later had another trouble than its start."""
@@ -86,7 +76,7 @@ def sized(
     least: dict[str, int] = {role.name: min(stands[role.name], bounds_of(role)[0]) for role in roles}
     if ask is None or answer is None:
         return Sized(carried, stands, tuple(back), least=least)
-    wished = _allowed(ask, answer)
+    wished = allowed(answer.sizes, ask)
     decided = (*_decided(ask, answer, wished, now), *back)
     model = _worth_writing(previous, answer.model, decided=bool(decided))
     verdict = answer.verdict if answer.verdict in VERDICTS else Reason.SIZED
@@ -196,16 +186,6 @@ def _worth_writing(previous: InferenceDeploymentStatus, model: Model, *, decided
         for name in ScalingModel.model_fields
     )
     return told if moved or decided else None
-
-
-def _allowed(ask: Ask, answer: Answer) -> dict[str, int]:
-    """What the policy wants, within bounds; no role gets smaller where figures are missing."""
-    newest = ask.windows[0] if ask.windows else None
-    seen = newest is not None and newest.requests is not None and newest.age <= LATE_SECONDS
-    wants = {role.name: answer.sizes.get(role.name, role.size) for role in ask.roles}
-    if not seen:
-        wants = {role.name: max(role.size, wants[role.name]) for role in ask.roles}
-    return granted(wants, ask.roles, ask.aim, _fewest)
 
 
 def _decided(ask: Ask, answer: Answer, wished: Mapping[str, int], now: datetime) -> Iterator[ScalingDecision]:
