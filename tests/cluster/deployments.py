@@ -32,7 +32,7 @@ MODELS = "/opt/headrace/models"
 # Everything that the operator makes for a deployment, and what comes of it.
 CHILDREN = (
     "pods,services,configmaps,secrets,serviceaccounts,deployments,replicasets,roles,rolebindings,persistentvolumeclaims,"
-    "poddisruptionbudgets,controllerrevisions"
+    "poddisruptionbudgets,controllerrevisions,inferenceroles"
 )
 Json = dict[str, Any]
 

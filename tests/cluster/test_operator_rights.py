@@ -32,6 +32,7 @@ NEEDED = {
     "test_deployment_changes.py",
     "test_deployment_drain.py",
     "test_deployment_kv.py",
+    "test_deployment_external.py",
 }
 # Held to remove what is no longer wanted; of these kinds a deployment always wants the same objects, by the same names.
 NEVER_PRUNED = {
