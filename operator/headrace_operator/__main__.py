@@ -22,6 +22,7 @@ from headrace_operator.api.problems import sentence
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.commands.explain import explain
 from headrace_operator.commands.record import record
+from headrace_operator.commands.replay import replay
 from headrace_operator.commands.simulate import simulate
 from headrace_operator.desired import contracts, desired_objects
 from headrace_operator.errors import SettingsError
@@ -203,7 +204,7 @@ def _log(settings: Settings) -> None:
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
 
 
-for command in (revisions.history, revisions.rollback, revisions.restart, explain, record, simulate):
+for command in (revisions.history, revisions.rollback, revisions.restart, explain, record, replay, simulate):
     main.add_command(command)
 
 if __name__ == "__main__":

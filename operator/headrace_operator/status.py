@@ -29,6 +29,7 @@ from headrace_operator.incidents import CUT, recovery
 from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolled_out
 from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS
+from headrace_operator.state import Sized
 from headrace_runtime.contract import NodeState
 
 DECISIONS = 20
@@ -199,6 +200,11 @@ def _scaling(known: Known) -> ScalingStatus | None:
         return before
     if known.subject is not None and known.subject.spec.scaling.mode == "Fixed":
         return None
+    return remembered(sized, before)
+
+
+def remembered(sized: Sized, before: ScalingStatus | None) -> ScalingStatus:
+    """What the status keeps of the sizes of one pass, for the next."""
     was = before or ScalingStatus()
     return ScalingStatus(
         sizes=tuple(RoleSize(name=role, size=size) for role, size in sized.wished.items()),

@@ -131,7 +131,7 @@ def moment(
     roles = [_picked(role, ROLE) for role in spec.get("roles") or []]
     return Moment(
         at=at,
-        elapsed=round(elapsed, 3),
+        elapsed=round(elapsed, 6),
         generation=obj["metadata"].get("generation", 1),
         spec=_picked(spec, SPEC) | ({"roles": roles} if roles else {}),
         status=_status(obj.get("status") or {}),
