@@ -31,6 +31,7 @@ def taken(name: str, ask: Ask, answer: Answer) -> Answer:
     """The answer of the policy of this name, as far as it may have what it wants. NonsenseError where it is none.
 
     A role that is not in `sizes` keeps its size. A model that was not fitted leaves the one that was learnt before.
+    Message and inputs say whose they are.
     """
     ask = sane(ask)
     known = [role.name for role in ask.roles]
@@ -45,9 +46,9 @@ def taken(name: str, ask: Ask, answer: Answer) -> Answer:
     return Answer(
         sizes,
         answer.verdict,
-        _text(answer.message),
+        f"{name}: {_text(answer.message) or UNSAID}",
         _decisions(ask, sizes, answer),
-        {_text(key): _text(said) for key, said in [*answer.inputs.items()][:MOST_INPUTS]},
+        {"policy": name} | {_text(key): _text(said) for key, said in [*answer.inputs.items()][: MOST_INPUTS - 1]},
         answer.model if _learnt(answer.model) else ask.model,
         name,
     )
