@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace_operator.api.conditions import Reason
 from headrace_operator.plan.scaling import Aim, Ask, Changed, Model, Role, Target, Window, decide
 from headrace_operator.plan.scaling.forecast import ahead
-from headrace_operator.plan.scaling.model import Load, between_tokens, first_token, fit, need
+from headrace_operator.plan.scaling.model import HAND_OVER_STEPS, Load, between_tokens, first_token, fit, need
 
 H200 = Model(pace=0.087342 / 4168, startup=60.0, fitted=True)
 AIM = Aim(Target(0.5), Target(0.05))
@@ -190,6 +190,24 @@ def test_the_model_learns_the_pace_and_the_steps_that_were_measured() -> None:
         model = fit(model, seen, AIM)
     assert model.pace == pytest.approx(true.pace, rel=0.1)
     assert between_tokens(model, load, 1, 0.95) == pytest.approx(seen[0].itl, rel=0.1)
+
+
+def test_steps_that_a_first_token_waits_for_on_decode_engines_are_not_put_down_to_prefill() -> None:
+    true = Model(pace=5e-5, step=0.0792, per_request=8.64e-4, per_token=4.1e-7, fitted=True)
+    load = Load(3.0, 3000, 9000, 0.0, 100)
+    seen = windows(
+        requests=90,
+        prompt=3000,
+        output=100,
+        engines={"prefill": 2, "decode": 1},
+        usual_ttft=first_token(true, replace(load, long_prompt=load.prompt), 2, 0.5) + HAND_OVER_STEPS * true.step,
+        ttft=first_token(true, load, 2, 0.95) + HAND_OVER_STEPS * true.step,
+        itl=between_tokens(true, load, 1, 0.95),
+    )
+    model = Model()
+    for _ in range(60):
+        model = fit(model, seen, AIM)
+    assert model.pace == pytest.approx(true.pace, rel=0.25)
 
 
 # Whatever is measured

@@ -3,7 +3,9 @@
 Prefill is a queue in front of n equal servers (M/G/n, with Sakasegawa's formula for the chance to wait and the
 Allen-Cunneen correction for prompts of unequal length): an engine computes prompts at its pace, one after the other.
 Decode is a batch: a step takes longer with each request in it and with each token of their context; how many there are
-follows from Little's law. A `serve` engine does both, and what prefill takes of its time is missing for decode.
+follows from Little's law. The first token of a prompt that was computed elsewhere waits for steps of the decode engine
+too (`HAND_OVER_STEPS`), which no prefill engine makes shorter. A `serve` engine does both, and what prefill takes of
+its time is missing for decode.
 
 Nothing of this is exact. `fit` therefore compares with what clients saw, window by window, and follows it.
 """
@@ -19,6 +21,9 @@ from headrace_operator.plan.scaling.inputs import ENOUGH_REQUESTS, Aim, Model, R
 USUAL_SPREAD: Final = 3.0
 """A long prompt against the mean one, where nobody says."""
 STEADY_WINDOWS: Final = 3
+HAND_OVER_STEPS: Final = 2.5
+"""Of a decode engine, between a computed prompt and its first token: half of one until the engine looks, one while the
+blocks are fetched, one to write the token. Counted as steps of an empty batch: a full one is a little slower."""
 ABOUT: Final = 1.1
 """As good as."""
 LEAST_PACE: Final = 1e-7
@@ -94,7 +99,7 @@ def predicted(model: Model, load: Load, role: Role, engines: int, aim: Aim) -> t
     target."""
     ttft, itl = aim.ttft, aim.itl
     if role.name == "prefill":
-        return (first_token(model, load, engines, ttft.share) if ttft else None), None
+        return (HAND_OVER_STEPS * model.step + first_token(model, load, engines, ttft.share) if ttft else None), None
     if role.name == "decode":
         return None, (between_tokens(model, load, engines, itl.share) if itl else None)
     # Both on one engine: each phase has what the other leaves.
@@ -177,10 +182,10 @@ def fit(model: Model, windows: Sequence[Window], aim: Aim) -> Model:
     if newest is None or (newest.requests or 0) < ENOUGH_REQUESTS:
         return model
     fitted = model
-    if _steady(windows, "prefill"):
-        fitted = _fit_pace(fitted, newest, aim)
     if aim.itl is not None and _steady(windows, "decode"):
         fitted = _fit_decode(fitted, newest, aim.itl)
+    if _steady(windows, "prefill"):
+        fitted = _fit_pace(fitted, newest, aim)
     if aim.ttft is not None and _steady(windows, "prefill"):
         fitted = _fit_first(fitted, newest, aim.ttft)
     return replace(fitted, fitted=model.fitted or fitted != model)
@@ -202,12 +207,12 @@ def _fit_pace(model: Model, window: Window, aim: Aim) -> Model:
     patience = aim.ttft.seconds if aim.ttft else math.inf
     if not engines or load is None or window.usual_ttft is None or (window.waiting or 0.0) > patience:
         return model
-    even = replace(load, long_prompt=load.prompt)
+    even, usual = replace(load, long_prompt=load.prompt), _before_hand_over(model, window, window.usual_ttft)
     low, high = math.log(LEAST_PACE), math.log(MOST_PACE)
     while high - low > 0.01:
         middle = (low + high) / 2
         tried = replace(model, pace=math.exp(middle), queueing=1.0)
-        if first_token(tried, even, max(1, round(engines)), 0.5) > window.usual_ttft:
+        if first_token(tried, even, max(1, round(engines)), 0.5) > usual:
             high = middle
         else:
             low = middle
@@ -240,11 +245,18 @@ def _fit_first(model: Model, window: Window, target: Target) -> Model:
     if not engines or load is None or window.ttft is None or (window.waiting or 0.0) > target.seconds:
         return model
     longest = load.long_prompt * (1 - load.cached) * model.pace
+    measured = _before_hand_over(model, window, window.ttft)
     said = first_token(replace(model, queueing=1.0), load, max(1, round(engines)), target.share) - longest
     if not math.isfinite(said) or said <= 0:
         return model
-    ratio = min(MOST_QUEUEING, max(LEAST_QUEUEING, (window.ttft - longest) / said)) / model.queueing
+    ratio = min(MOST_QUEUEING, max(LEAST_QUEUEING, (measured - longest) / said)) / model.queueing
     return replace(model, queueing=model.queueing * math.pow(ratio, _gain(ratio) * said / (said + longest)))
+
+
+def _before_hand_over(model: Model, window: Window, ttft: float) -> float:
+    """What of a time to first token prefill engines took. Never nothing: the steps are an estimate."""
+    steps = HAND_OVER_STEPS * model.step if "prefill" in window.engines else 0.0
+    return max(ttft / 10, ttft - steps)
 
 
 def _gain(ratio: float) -> float:
