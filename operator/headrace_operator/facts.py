@@ -6,6 +6,7 @@ where the original may hold a path of the node. Called by observe.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -73,6 +74,7 @@ def read_pod(obj: Object) -> Pod:
         gang=labels.get(names.GANG, ""),
         rank=_number(labels.get(names.RANK, ""), 0),
         ranks=_number(labels.get(names.GANG_SIZE, ""), 1),
+        devices=tuple(sorted(_devices(obj.get("spec", {})).items())),
         kv_slot=labels.get(names.KV_SLOT, ""),
         returns_to=returns_to,
         terminations=tuple(_terminations(status)),
@@ -107,6 +109,16 @@ def secrets_missed(events: Iterable[Object]) -> frozenset[str]:
 
 def _number(text: str, otherwise: int) -> int:
     return int(text) if text.isdecimal() else otherwise
+
+
+def _devices(spec: Object) -> Counter[str]:
+    """Of all containers; only extended resources have a domain in their names, and they are whole numbers."""
+    found: Counter[str] = Counter()
+    for container in spec.get("containers") or ():
+        for resource, amount in ((container.get("resources") or {}).get("limits") or {}).items():
+            if "/" in resource and str(amount).isdecimal():
+                found[resource] += int(amount)
+    return found
 
 
 def _born_as(name: str) -> tuple[str, int]:

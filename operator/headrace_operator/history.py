@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace_operator import names
+from headrace_operator.api.engine import Device
 from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.types import Frozen
@@ -60,6 +61,13 @@ def _record(obj: Object) -> Record:
         checksums=data.get("checksums"),
         created=meta.get("creationTimestamp", ""),
     )
+
+
+def devices(words: Mapping[str, Any]) -> set[str]:
+    """The resources that engines of these words compute on; `cpu` is none."""
+    engines = [words.get("engine") or {}, *(role.get("engine") or {} for role in words.get("roles") or ())]
+    named = {one["device"].get("resource", Device().resource) for one in engines if one.get("device")}
+    return (named if engines[0].get("device") else named | {Device().resource}) - {"cpu"}
 
 
 def words_of(spec: InferenceDeploymentSpec) -> dict[str, Any]:

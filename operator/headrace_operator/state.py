@@ -11,7 +11,7 @@ from typing import Any
 
 from headrace_operator.api.status import ScalingDecision, ScalingModel
 from headrace_operator.api.v1alpha1 import CanaryStep, InferenceDeploymentSpec, RolloutProgress
-from headrace_runtime.contract import CanaryShare, NodeState
+from headrace_runtime.contract import CanaryShare, GatewayFigures, NodeState
 
 Object = dict[str, Any]
 """A Kubernetes object as it is on the wire."""
@@ -108,6 +108,8 @@ class Pod:
     """Which part of it."""
     ranks: int = 1
     """How many pods that engine has when it is whole."""
+    devices: tuple[tuple[str, int], ...] = ()
+    """Of an engine's pod, the extended resources that its containers are given, as accelerators are, and how many."""
     kv_slot: str = ""
     """Of an engine, the slot whose KV blocks it reads and writes. Empty: they do not outlive it."""
     returns_to: str = ""
@@ -237,6 +239,29 @@ class Sized:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """Whether the deployment sleeps: no engine runs, since nobody asks (`plan/sleep.py`)."""
+
+    since: datetime | None = None
+    """To be remembered: since when. None: it does not."""
+    carried_out: bool = False
+    """No engine shall run in this pass: it slept when the pass began, and nobody has asked since."""
+    decisions: tuple[ScalingDecision, ...] = ()
+    """Of this pass."""
+    took: Mapping[str, str] = field(default_factory=dict)
+    """What is known now of how long the last waking took, for the inputs of its decision."""
+    waking: bool = False
+    """A request woke it, which waits for the engines no longer than it may."""
+    look: float | None = None
+    """Seconds until it may sleep, or is to be looked at. None: nothing but a request changes anything."""
+    listen: Mapping[str, GatewayFigures | None] = field(default_factory=dict)
+    """Gateways, by address, whose next request wakes it, and what they said last."""
+
+
+AWAKE = Rest()
+
+
+@dataclass(frozen=True)
 class Slot:
     """One engine of the current revision that shall exist: a pod, or as many as its role's parallelism says."""
 
@@ -279,6 +304,8 @@ class Plan:
     """The canary keeps the rollout from its end."""
     record: int | None = None
     """The number under which the history takes up this revision. None: it is in it."""
+    lacking: str = ""
+    """Which engines wait for accelerators that others hold, in a sentence. Empty: none does."""
 
 
 @dataclass(frozen=True)
@@ -326,3 +353,6 @@ class Look:
     """Something has to be tried again: with growing pauses, as after an error."""
     ended: bool = False
     """The object is gone or going: never again."""
+    listen: Mapping[str, GatewayFigures | None] | None = None
+    """Gateways, by address, whose next request is a reason to look, and what they said last (`sleepers.py`). None:
+    those that it was before."""

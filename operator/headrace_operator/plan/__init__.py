@@ -2,11 +2,11 @@
 
 The step is derived from what is seen, and from where KV blocks were put (the status remembers that). `target.py` says
 which spec it is to lead to, `canary.py` how far, `roles.py` lets engines change their role where that saves ending some
-and starting others, `rollout.py` does the arithmetic, `placement.py` sends engines back to their KV blocks, this module
-puts pods' names to its counts.
+and starting others, `rollout.py` does the arithmetic, `room.py` keeps it within the cap of accelerators, `placement.py`
+sends engines back to their KV blocks, this module puts pods' names to its counts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count, islice, repeat
@@ -20,6 +20,7 @@ from headrace_operator.plan.placement import let_go, places, vacant
 from headrace_operator.plan.revision import engine_revision, head_revision
 from headrace_operator.plan.roles import change_roles, labelled
 from headrace_operator.plan.rollout import Bounds, Count, Step, next_step
+from headrace_operator.plan.room import accelerators, cap_of, fitted, narrowed, sentence, surges
 from headrace_operator.state import Observed, Plan, Pod, Slot
 
 NOWHERE: Mapping[str, str] = {}
@@ -36,6 +37,8 @@ class Terms:
     """Only a part of the rollout may end (`canary.py`)."""
     sizes: Mapping[str, int] | None = None
     """Engines of each role where the spec does not fix them. None: it does, or they are at their least."""
+    asleep: bool = False
+    """No engine shall run for now; where KV blocks are stays known (`sleep.py`)."""
 
 
 AS_WRITTEN = Terms()
@@ -54,7 +57,7 @@ def make_plan(
     """
     revision, of_head = engine_revision(spec, observed.manifest), head_revision(spec)
     of_roles: dict[str, int] = {role.name: role.replicas for role in effective_roles(spec)} | dict(terms.sizes or {})
-    sizes = {role: 0 if spec.suspend else size for role, size in of_roles.items()}
+    sizes = {role: 0 if spec.suspend or terms.asleep else size for role, size in of_roles.items()}
     engines = labelled(whole(observed.engines()), sizes)
     disk = spec.kv_cache.disk if spec.kv_cache.disk and spec.kv_cache.disk.outlives_pods else None
     blocks: dict[str, str] = {}
@@ -65,13 +68,23 @@ def make_plan(
     if spec.disaggregation.role_change.enabled:
         engines = change_roles(engines, revision, sizes, _floors(spec, sizes))
     by_role = {role: [p for p in engines if p.role == role] for role in [*sizes, *(p.role for p in engines)]}
+    head, known = observed.head, history.records(observed.children.values())
+    counted = _counted(spec, known.values())
+    each: dict[str, int] = {role.name: role.accelerators for role in effective_roles(spec)}
     counts = {
-        role: _count(pods, revision, sizes.get(role, 0), leaving=role not in sizes) for role, pods in by_role.items()
+        role: _count(pods, revision, sizes.get(role), each.get(role, 0), counted) for role, pods in by_role.items()
     }
     bounds = Bounds(spec.rollout.max_surge, spec.rollout.max_unavailable)
+    most = spec.scaling.max_accelerators
+    cap = None if most is None else cap_of(most, observed.engines(), counted)
+    above = surges(counts, bounds, cap)
     trial = terms.trial
-    canary = stand(trial, Rolling(revision, sizes, bounds, engines), now) if trial is not None else None
-    steps = next_step(counts, bounds, held=terms.held, holds=canary.holds if canary is not None else None)
+    rolling = Rolling(revision, sizes, narrowed(bounds, above), engines)
+    canary = stand(trial, rolling, now) if trial is not None else None
+    holds = canary.holds if canary is not None else None
+    steps = next_step(counts, bounds, held=terms.held, holds=holds, surges=above)
+    if cap is not None:
+        steps = fitted(counts, steps, bounds, above, cap)
     slots: list[Slot] = []
     keep: set[str] = set()
     for role, step in steps.items():
@@ -81,7 +94,6 @@ def make_plan(
         slots += sorted([*_staying(role, mine, step), *_new(role, taken, berths, step)], key=_name)
         others = [pod for pod in by_role[role] if pod.revision != revision and pod.live]
         keep |= _kept(others, step, trial.current if trial is not None else None)
-    head, known = observed.head, history.records(observed.children.values())
     return Plan(
         revision=revision,
         head_revision=of_head,
@@ -95,7 +107,14 @@ def make_plan(
         # The head's name is fixed, so its successor has to wait until it is gone.
         head=head is None or (head.live and head.revision == of_head),
         record=None if revision in known else 1 + max((one.number for one in known.values()), default=0),
+        lacking=sentence(counts, steps, cap) if cap is not None else "",
     )
+
+
+def _counted(spec: InferenceDeploymentSpec, known: Iterable[history.Record]) -> Set[str]:
+    """Names of the accelerators that a cap counts: those of the spec, and of revisions whose engines may be there."""
+    resources: set[str] = {role.engine.device.resource for role in effective_roles(spec)} - {"cpu"}
+    return resources.union(*(history.devices(record.words) for record in known))
 
 
 def _floors(spec: InferenceDeploymentSpec, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -105,17 +124,20 @@ def _floors(spec: InferenceDeploymentSpec, sizes: Mapping[str, int]) -> dict[str
     return {role: max(fewest.get(role, 0), size - unavailable) for role, size in sizes.items()}
 
 
-def _count(pods: list[Pod], revision: str, size: int, *, leaving: bool) -> Count:
+def _count(pods: list[Pod], revision: str, size: int | None, each: int, counted: Set[str]) -> Count:
+    """`size` is None: the role is in the spec no more."""
     live = [pod for pod in pods if pod.live]
     new = [pod for pod in live if pod.revision == revision]
     old = [pod for pod in live if pod.revision != revision]
     return Count(
-        size=size,
+        size=size or 0,
         new_ready=sum(pod.ready for pod in new),
         new_waiting=sum(not pod.ready for pod in new),
         old_ready=sum(pod.ready for pod in old),
         old_waiting=sum(not pod.ready for pod in old),
-        leaving=leaving,
+        leaving=size is None,
+        accelerators=each,
+        old_accelerators=max((accelerators(pod, counted) for pod in old), default=0),
     )
 
 
