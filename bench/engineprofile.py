@@ -18,8 +18,9 @@ from simulator.request import Request
 
 WARM_UP = (16, 200, 1000)
 PROMPTS = (16, 64, 128, 256, 512, 1024, 1800)
-BATCHES = (1, 2, 4, 8, 12)
-CONTEXTS = (32, 256, 768)
+BATCHES = ((1, 32), (2, 32), (4, 32), (8, 32), (12, 32), (1, 640), (2, 640), (4, 640), (8, 640))
+"""Answers, and the tokens of each one's prompt."""
+FEW_BATCHES = ((1, 32), (6, 32), (1, 640), (6, 640))
 HANDED = (128, 512, 1400)
 ANSWER = 32
 BATCH_TOKENS, BATCH_REQUESTS = 2048, 128
@@ -29,7 +30,8 @@ BUSY = Request(0.0, 200, 60, ())
 
 @dataclass
 class Bench:
-    """`alone`: the address of a gateway before the first engine. `split`: before both, which prefill and decode."""
+    """`alone`: the address of a gateway before the first engine. `split`: before both, which prefill and decode.
+    `repeats`: of each lone prompt; where it is 1, batches are fewer too."""
 
     model: str
     alone: str
@@ -44,7 +46,7 @@ class Bench:
             for url in (self.alone, self.split):
                 self._ask(url, [Request(0.0, tokens, 4, ())])
         prompts = [self._prompt(tokens) for tokens in PROMPTS for _ in range(self.repeats)]
-        steps = [self._step(count, length) for length in CONTEXTS for count in BATCHES]
+        steps = [self._step(*batch) for batch in (FEW_BATCHES if self.repeats == 1 else 2 * BATCHES)]
         hand_overs = [self._hand_over(tokens) for tokens in HANDED]
         with self._other_busy():
             crowded: list[Prompt | Step] = [self._prompt(tokens) for tokens in (128, 512) for _ in range(self.repeats)]
