@@ -55,6 +55,8 @@ class _Deployment:
     newest: _Reading
     known: _Reading
     """What was counted up to this one is in the windows; what came after it is in none."""
+    since: frozenset[str] = frozenset()
+    """Gateways that were there after it."""
     windows: deque[tuple[float, Measured]] = field(default_factory=lambda: deque(maxlen=KEPT))
     """By the moments of their ends, newest first."""
 
@@ -63,14 +65,16 @@ class _Deployment:
         if window.seconds <= LONGEST_SECONDS:
             self.windows.appendleft((reading.at, window))
         late = reading.at - self.known.at > LONGEST_SECONDS
-        told = window.requests is not None or (not late and self._fill(self.known.until(reading)))
-        self.newest = reading
+        told = window.requests is not None or (not late and self._fill(reading))
+        self.newest, self.since = reading, self.since | reading.told.keys()
         if told or late:
-            self.known = reading
+            self.known, self.since = reading, frozenset()
 
-    def _fill(self, whole: Measured) -> bool:
-        """The windows since `known` become parts of the one that covers them all. False: that is unknown too."""
-        if whole.requests is None:
+    def _fill(self, reading: _Reading) -> bool:
+        """The windows since `known` become parts of the one that covers them all. False: that is unknown too. One that
+        came meanwhile and did not tell may have begun anew."""
+        whole = self.known.until(reading)
+        if whole.requests is None or not self.since <= self.known.told.keys():
             return False
         lacking = [(at, window) for at, window in self.windows if at > self.known.at]
         for place, (at, window) in enumerate(lacking):

@@ -241,15 +241,26 @@ def test_one_that_was_silent_and_began_anew_is_not_new() -> None:
     assert requests(operator.read()) == [None, None]
 
 
-def test_one_that_was_silent_at_first_is_known_from_its_start() -> None:
+def test_one_that_was_silent_at_first_is_unknown_until_it_has_told_twice() -> None:
     operator = Operator()
     operator.read()
     operator.pass_time()
     operator.gateways["gw-1"] = Gateway(start="b", seconds=10.0, requests=7)
     operator.read(gw_1=None)
     operator.pass_time()
+    assert requests(operator.read()) == [None, None]
     operator.gateways["gw-1"].served(5)
-    assert requests(operator.read()) == [6.0, 6.0]
+    operator.pass_time()
+    assert requests(operator.read()) == [5.0, None, None]
+
+
+def test_nothing_is_made_good_where_one_came_and_went_untold() -> None:
+    operator = Operator()
+    operator.read()
+    for told in ({"gw_0": None, "gw_1": None}, {}):
+        operator.pass_time()
+        windows = operator.read(**told)
+    assert requests(windows) == [None, None]
 
 
 def test_a_gateway_that_is_new_counts_from_its_start() -> None:
