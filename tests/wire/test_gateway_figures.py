@@ -2,11 +2,22 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headrace_runtime.contract import CanaryShare, GatewayFigures, RoleFigures
+from headrace_runtime.contract import (
+    Admission,
+    CanaryShare,
+    DemandFigures,
+    GatewayFigures,
+    KeyRule,
+    Limit,
+    RoleFigures,
+)
+from headrace_runtime.contract.sketch import ERROR
 from tests.wire.gateways import LONG, SHORT, Got, World, world
 
 TWO = {f"{role}-{number}": {"revision": f"r{number}"} for role in ("prefill", "decode", "serve") for number in (1, 2)}
@@ -136,3 +147,105 @@ async def test_figures_tell_what_was_counted_before_the_step() -> None:
         again = await figures(w)
         assert again.canary is not None
         assert again.canary.before == told.canary.before
+
+
+def demand(told: GatewayFigures) -> DemandFigures:
+    assert told.demand is not None
+    return told.demand
+
+
+async def until_told(w: World, what: Callable[[GatewayFigures], bool]) -> GatewayFigures:
+    async with asyncio.timeout(30):
+        while not what(told := await figures(w)):
+            await asyncio.sleep(0.01)
+    return told
+
+
+async def test_demand_of_a_gateway_that_nobody_asked_is_only_its_idle_time() -> None:
+    async with world("serve-1") as w:
+        asked = demand(await figures(w))
+        assert asked == DemandFigures(idle=asked.idle)
+        assert asked.idle > 0
+
+
+async def test_demand_is_what_engines_are_asked_to_compute_and_nothing_else() -> None:
+    async with world("serve-1") as w:
+        for _ in range(2):
+            assert (await w.ask(prompt=LONG)).status == 200
+            assert (await w.ask(prompt=SHORT, stream=False)).status == 200
+        assert (await w.ask("/tokenize", prompt="some words")).status == 200
+        assert (await w.ask(headers={"x-headrace-canary": "r1"})).status == 200
+        assert (await w.ask(model="another")).status == 404
+        asked = demand(await figures(w))
+        assert (asked.requests, asked.prompt_tokens) == (4, 2 * len(LONG) + 2 * len(SHORT))
+        longest = asked.prompts.quantile(0.99)
+        assert longest is not None
+        assert abs(1000 * longest - len(LONG)) <= ERROR * len(LONG) * 1.001
+        assert asked.unanswered == 0
+
+
+async def test_a_key_above_its_own_rate_makes_no_demand_and_a_full_queue_does(tmp_path: Path) -> None:
+    async with world("serve-1", admission=Admission(total=Limit(max_concurrent=1), queue_length=0)) as w:
+        w.engines["serve-1"].become(ttft=60.0)
+        first = asyncio.ensure_future(w.ask())
+        await until_told(w, lambda told: told.running == 1)
+        assert (await w.ask()).status == 503
+        told = await figures(w)
+        assert (told.arrivals, demand(told).requests) == (2, 2)
+        first.cancel()
+    (tmp_path / "team-a").write_text("sk-a\n")
+    rules = Admission(each_key=KeyRule(limits=Limit(tokens_per_minute=10)))
+    async with world("serve-1", admission=rules, keys_folder=str(tmp_path)) as w:
+        assert (await w.ask(headers={"authorization": "Bearer sk-a"})).status == 429
+        assert (await w.ask()).status == 401
+        told = await figures(w)
+        assert (told.arrivals, demand(told).requests) == (2, 0)
+
+
+async def test_the_oldest_without_a_first_token_is_told_of_wherever_it_waits() -> None:
+    async with world("serve-1", admission=Admission(total=Limit(max_concurrent=1))) as w:
+        w.engines["serve-1"].become(ttft=60.0)
+        at_engine = asyncio.ensure_future(w.ask())
+        await until_told(w, lambda told: told.running == 1)
+        waiting = asyncio.ensure_future(w.ask())
+        told = await until_told(w, lambda told: told.waiting == 1 and demand(told).unanswered > 0.3)
+        assert told.running == 1
+        assert demand(told).unanswered > told.oldest_wait
+        at_engine.cancel()
+        waiting.cancel()
+        told = await until_told(w, lambda told: demand(told).idle > 0)
+        assert demand(told).unanswered == 0
+
+
+async def test_an_answer_under_way_is_no_wait_and_counts_as_being_written_until_it_ends() -> None:
+    async with world("serve-1") as w:
+        w.engines["serve-1"].become(itl=60.0)
+        answer = asyncio.ensure_future(w.ask())
+        told = await until_told(w, lambda told: demand(told).writing > 0.2)
+        assert (demand(told).unanswered, demand(told).idle) == (0, 0)
+        answer.cancel()
+        told = await until_told(w, lambda told: demand(told).idle > 0)
+        assert demand(await figures(w)).writing == demand(told).writing
+
+
+async def test_the_time_to_first_token_is_told_when_it_comes_and_of_no_refusal() -> None:
+    async with world("serve-1") as w:
+        w.engines["serve-1"].become(itl=60.0)
+        answer = asyncio.ensure_future(w.ask())
+        told = await until_told(w, lambda told: bool(told.roles) and of(told, "serve").prompts == 1)
+        assert of(told, "serve").ttft.samples == 1
+        answer.cancel()
+        refused = await w.ask(prompt=[1] * 5000)
+        assert refused.status == 400
+        assert of(await figures(w), "serve").ttft.samples == 1
+
+
+async def test_answers_in_one_piece_tell_their_lengths_and_no_times() -> None:
+    async with world("prefill-0", "decode-0") as w:
+        assert (await w.ask(stream=False, max_tokens=7)).status == 200
+        assert (await w.ask(prompt=SHORT, stream=False, max_tokens=3)).status == 200
+        told = await figures(w)
+        decode = of(told, "decode")
+        assert (decode.answers, decode.output_tokens) == (2, 10)
+        assert (decode.itl.samples, decode.ttft.samples, of(told, "prefill").ttft.samples) == (0, 0, 0)
+        assert demand(told).unanswered == 0
