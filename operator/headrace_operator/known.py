@@ -3,7 +3,7 @@
 `ladders.py` judges by it, `status.py` tells it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,6 +16,7 @@ from headrace_operator.api.status import AdapterStatus
 from headrace_operator.api.v1alpha1 import InferenceDeploymentStatus
 from headrace_operator.gangs import whole
 from headrace_operator.state import (
+    AWAKE,
     Blocker,
     CanaryAnswer,
     Object,
@@ -24,6 +25,7 @@ from headrace_operator.state import (
     Plan,
     Pod,
     Ref,
+    Rest,
     Sized,
     Subject,
     Target,
@@ -74,6 +76,7 @@ class Known:
     subject: Subject | None = None
     target: Target | None = None
     scaling: Sized | None = None
+    rest: Rest = AWAKE
     plan: Plan | None = None
     outcome: Outcome = field(default_factory=Outcome)
     canary: CanaryAnswer | None = None
@@ -107,6 +110,11 @@ class Known:
     @property
     def suspended(self) -> bool:
         return self.subject is not None and self.subject.spec.suspend
+
+    @property
+    def asleep(self) -> bool:
+        """No engine shall run, since nobody asks."""
+        return self.rest.carried_out
 
     @property
     def paused(self) -> bool:
@@ -171,10 +179,11 @@ def gateway_counts(known: Known) -> tuple[int, int]:
     return ready, size
 
 
-def shortages(known: Known, *, roles: bool = True) -> list[str]:
-    """Whatever is there in a smaller number than wanted; without `roles` of the head and the gateway alone."""
-    wanted = known.wanted if roles else None
-    found = {role: (ready_of(known, role), size) for role, size in (wanted.sizes if wanted else {}).items()}
+def shortages(known: Known, sizes: Mapping[str, int] | None = None) -> list[str]:
+    """Whatever is there in a smaller number than wanted, or, of engines, than `sizes` say."""
+    wanted = known.wanted
+    wants = sizes if sizes is not None else wanted.sizes if wanted is not None else {}
+    found = {role: (ready_of(known, role), size) for role, size in wants.items()}
     head = known.observed.head
     found["head"] = (int(head is not None and head.ready), 1)
     found["gateway"] = gateway_counts(known)

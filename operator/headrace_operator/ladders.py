@@ -54,6 +54,22 @@ def unknown(known: Known) -> Judgement | None:
     return None
 
 
+def nobody_wanted(known: Known) -> Judgement | None:
+    """The rung of what can be said of running engines alone."""
+    if known.suspended:
+        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    return Judgement("Unknown", Reason.ASLEEP, sleeps(known)) if known.asleep else None
+
+
+def sleeps(known: Known) -> str:
+    zero = known.subject.spec.scaling.to_zero if known.subject is not None else None
+    quiet = f" for {zero.after}" if zero is not None else ""
+    since = known.rest.since
+    at = f" since {since:%Y-%m-%dT%H:%M:%SZ}" if since is not None else ""
+    wakes = "spec.paused is true: nothing wakes it" if known.paused else "a request waits at the gateway and wakes it"
+    return f"No engine runs{at}, as nobody had asked{quiet}; {wakes}."
+
+
 def accepted(known: Known) -> Judgement:
     outcome = known.outcome
     if known.problems:
@@ -77,8 +93,8 @@ def model_ready(known: Known) -> Judgement:
         )
     if (rung := unknown(known)) is not None:
         return rung
-    if known.suspended:
-        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    if (rung := nobody_wanted(known)) is not None:
+        return rung
     missing = [b for b in blockers(known.observed.engines()) if b.reason in NO_MODEL]
     if missing:
         return Judgement("False", missing[0].reason, listed(missing))
@@ -116,8 +132,8 @@ def missing_secret(known: Known, field: str, ref: LocalRef | None) -> Judgement 
 def weights_verified(known: Known) -> Judgement:
     if (rung := unknown(known)) is not None:
         return rung
-    if known.suspended:
-        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    if (rung := nobody_wanted(known)) is not None:
+        return rung
     if known.subject is not None and known.subject.spec.model.integrity.policy == "Off":
         return Judgement("Unknown", Reason.NOT_CHECKED, 'spec.model.integrity.policy is "Off".')
     signature = _model_of(known).integrity.signature
@@ -171,6 +187,8 @@ def roles_ready(known: Known) -> Judgement:
     assert wanted is not None
     if known.suspended:
         return Judgement("False", Reason.SUSPENDED, "spec.suspend is true: no engine is wanted.")
+    if known.asleep:
+        return Judgement("True", Reason.ASLEEP, sleeps(known))
     numbers = counts(known, wanted)
     if all(ready_of(known, role) >= size for role, size in required(known, wanted).items()):
         return Judgement("True", Reason.ENGINES_READY, f"{numbers} ready.")
@@ -221,8 +239,8 @@ def kv_cache_ready(known: Known) -> Judgement:
         return Judgement("True", Reason.IN_MEMORY, "KV blocks are kept on the device and in host memory.")
     if not on_disk:
         return Judgement("True", Reason.NOT_CONFIGURED, "KV blocks are kept on the device only.")
-    if known.suspended:
-        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
+    if (rung := nobody_wanted(known)) is not None:
+        return rung
     encryption = cache.disk.encryption if cache is not None and cache.disk is not None else None
     key = encryption.key_secret_ref if encryption is not None else None
     lacking = missing_secret(known, "spec.kvCache.disk.encryption.keySecretRef", key)
@@ -246,8 +264,10 @@ def scaling_active(known: Known) -> Judgement:
     before = Judgement(said.status, said.reason, said.message) if said is not None else None
     if known.subject is None:
         return before or Judgement("Unknown", Reason.NOT_OBSERVED, "Not looked at yet.")
+    if known.asleep:
+        return Judgement("True", Reason.ASLEEP, sleeps(known))
     if known.subject.spec.scaling.mode == "Fixed":
-        return Judgement("False", Reason.NOT_CONFIGURED, "The size of each role is fixed in the spec.")
+        return _fixed(known.subject.spec)
     if known.suspended:
         return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
     if known.paused:
@@ -255,6 +275,13 @@ def scaling_active(known: Known) -> Judgement:
     if known.subject.spec.scaling.mode == "External":
         return scaled_by_others(known.subject.spec, known)
     return _scaling(known, before if before is not None and before.reason in SCALING else None)
+
+
+def _fixed(spec: InferenceDeploymentSpec) -> Judgement:
+    told, zero = "The size of each role is fixed in the spec", spec.scaling.to_zero
+    if zero is None:
+        return Judgement("False", Reason.NOT_CONFIGURED, f"{told}.")
+    return Judgement("True", Reason.SCALES_TO_ZERO, f"{told}; all engines go after {zero.after} without a request.")
 
 
 SCALING: dict[str, Truth] = {
@@ -326,6 +353,8 @@ def progressing(known: Known) -> Judgement:
         return Judgement("True", Reason.SCALING, f"{max(0, new - wanted.engines) + draining} engines are leaving.")
     if grown(known):
         return Judgement("True", Reason.SCALING, f"{counts(known, wanted)} ready.")
+    if known.asleep:
+        return Judgement("False", Reason.ASLEEP, sleeps(known))
     if not rolled_out(known):
         return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
     return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
@@ -409,11 +438,16 @@ def degraded(known: Known) -> Judgement:
     if cache.status == "False":
         return cache._replace(status="True")
     served = known.previous.canary is not None
-    # What is only on its way is not missing.
-    short = shortages(known, roles=progressing(known).reason != Reason.SCALING)
-    if served and short and not known.suspended:
+    short = shortages(known, _missed(known))
+    if served and short and not known.suspended and not known.rest.waking:
         return Judgement("True", Reason.BELOW_WANTED, f"{', '.join(short)} ready.")
     return Judgement("False", Reason.AS_WANTED, "Nothing that was there is missing.")
+
+
+def _missed(known: Known) -> dict[str, int] | None:
+    """Engines that are missed where they are not there: not those that a larger size has on their way. None: all."""
+    wanted = known.wanted
+    return required(known, wanted) if wanted is not None and progressing(known).reason == Reason.SCALING else None
 
 
 def ready(known: Known) -> Judgement:
@@ -423,7 +457,10 @@ def ready(known: Known) -> Judgement:
         return rung
     if known.problems:
         return Judgement("False", Reason.INVALID_SPEC, "The spec is not valid: see Accepted.")
-    for needed in (roles_ready(known), gateway_ready(known)):
+    roles, gateway = roles_ready(known), gateway_ready(known)
+    if gateway.status == "True" and (known.asleep or known.rest.waking):
+        return _resting(known, roles)
+    for needed in (roles, gateway):
         if needed.status != "True":
             return Judgement(needed.status, needed.reason, needed.message)
     answered, wanted = known.previous.canary, known.wanted
@@ -441,6 +478,13 @@ def ready(known: Known) -> Judgement:
     return Judgement("False", Reason.AWAITING_CANARY, "Engines and gateway are ready; no request was answered yet.")
 
 
+def _resting(known: Known, roles: Judgement) -> Judgement:
+    """What is asked is answered, in time: so far nothing says that it will not be."""
+    if known.asleep:
+        return Judgement("False" if known.paused else "True", roles.reason, roles.message)
+    return Judgement("True", Reason.WAKING, f"Requests wait at the gateway for engines that start: {roles.message}")
+
+
 def _answered(revision: str, decode: str, prefill: str) -> str:
     return f"Revision {revision} answered: {f'prompt by {prefill}, ' if prefill else ''}tokens by {decode}."
 
@@ -452,6 +496,7 @@ def canary_due(known: Known) -> bool:
     return (
         known.plan is not None
         and not known.suspended
+        and not known.asleep
         and rolled_out(known)
         and roles_ready(known).status == "True"
         and gateway_ready(known).status == "True"

@@ -29,6 +29,7 @@ from headrace_operator.plan.leaving import needed_still
 from headrace_operator.plan.revision import engine_revision
 from headrace_operator.plan.target import choose
 from headrace_operator.sizing import forget, next_reading, size, soonest
+from headrace_operator.sleeping import resting, with_rest
 from headrace_operator.state import (
     Canary,
     CanaryAnswer,
@@ -67,10 +68,12 @@ async def reconcile(world: World, ref: Ref) -> Look:
     told = await _publish(world, known, obj["metadata"]["resourceVersion"])
     look = _answer(known)
     # Where something starts, what is told may be new in every pass: that alone is no reason for the next.
-    again = known.outcome.applied or known.outcome.deleted or (told and look.seconds is None)
+    decided = known.scaling is not None and known.scaling.decisions
+    again = known.outcome.applied or known.outcome.deleted or (told and (decided or look.seconds is None))
     if look.retry:
         return look
-    return Look(AGAIN_SECONDS) if again else Look(soonest(look.seconds, next_reading(world, known)))
+    waits = soonest(look.seconds, soonest(next_reading(world, known), known.rest.look))
+    return Look(AGAIN_SECONDS if again else waits, listen=known.rest.listen)
 
 
 async def _perform(world: World, ref: Ref, obj: Object) -> Known:
@@ -103,8 +106,12 @@ async def _perform(world: World, ref: Ref, obj: Object) -> Known:
     placed = {place.slot: place.node for place in previous.kv_cache.placement} if previous.kv_cache else {}
     trial = _trial(target, previous.revision, verdict)
     scaling = await size(world, ref, spec, observed, previous, known.now)
-    plan = make_plan(spec, observed, placed, known.now, Terms(held=target.held, trial=trial, sizes=scaling.sizes))
-    known = replace(known, observed=observed, subject=subject, target=target, scaling=scaling, plan=plan)
+    rest = await resting(world, target, observed, previous, scaling.sizes, known.now)
+    terms = Terms(held=target.held, trial=trial, sizes=scaling.sizes, asleep=rest.carried_out)
+    plan = make_plan(spec, observed, placed, known.now, terms)
+    known = replace(
+        known, observed=observed, subject=subject, target=target, scaling=with_rest(scaling, rest), rest=rest, plan=plan
+    )
     if not spec.paused and not known.manifest_missing:
         await _hold(world, needed_still(plan, observed.engines(), spec.rollout.max_unavailable))
         known = replace(known, outcome=await _change(world, subject, target, plan, observed))

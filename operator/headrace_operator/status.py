@@ -30,6 +30,7 @@ from headrace_operator.known import Known, Wanted, joined_nodes, ready_of, rolle
 from headrace_operator.kvcache import calm, reported
 from headrace_operator.ladders import LADDERS
 from headrace_operator.state import Sized
+from headrace_operator.wakings import of_sleep, timed
 from headrace_runtime.contract import NodeState
 
 DECISIONS = 20
@@ -89,13 +90,23 @@ def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentS
     yield from _steps(before.revision, after.revision)
     yield from _failures(before, after)
     yield from _resized(before, after)
+    yield from _rested(before, after)
+
+
+def _rested(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
+    """That it went to sleep, or woke."""
+    was, now = (said.scaling or ScalingStatus() for said in (before, after))
+    if (was.asleep_since is None) == (now.asleep_since is None):
+        return
+    why = next((one.reason for one in now.last_decisions if of_sleep(one)), "spec.suspend is true.")
+    yield Announcement("Normal", c.Reason.WOKEN if now.asleep_since is None else c.Reason.SLEPT, why)
 
 
 def _resized(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
     """Sizes that were decided, oldest first, and a target that is out of reach or within it again."""
     known = before.scaling.last_decisions if before.scaling is not None else ()
     for one in reversed(after.scaling.last_decisions if after.scaling is not None else ()):
-        if one not in known:
+        if one not in known and not of_sleep(one):
             reason = c.Reason.SCALED_UP if one.to > one.from_ else c.Reason.SCALED_DOWN
             reason = c.Reason.ROLE_CHANGED if one.swap else reason
             yield Announcement("Normal", reason, f"{one.role} from {one.from_} to {one.to}: {one.reason}")
@@ -198,9 +209,20 @@ def _scaling(known: Known) -> ScalingStatus | None:
     sized, before = known.scaling, known.previous.scaling
     if sized is None or known.paused:
         return before
-    if known.subject is not None and known.subject.spec.scaling.mode == "Fixed":
-        return None
+    if before is not None and known.rest.took:
+        decided = tuple(timed(before.last_decisions, known.rest.took))
+        before = before.model_copy(update={"last_decisions": decided})
+    spec = known.subject.spec if known.subject is not None else None
+    if spec is not None and spec.scaling.mode == "Fixed":
+        return _slept(sized, before) if spec.scaling.to_zero is not None or sized.decisions else None
     return remembered(sized, before)
+
+
+def _slept(sized: Sized, before: ScalingStatus | None) -> ScalingStatus | None:
+    """What a deployment of fixed sizes remembers: whether it sleeps, and why it slept and woke. None: it never did."""
+    known = before.last_decisions if before is not None else ()
+    decided = tuple(one for one in (*sized.decisions, *known) if of_sleep(one))[:DECISIONS]
+    return ScalingStatus(last_decisions=decided, asleep_since=sized.asleep_since) if decided else None
 
 
 def remembered(sized: Sized, before: ScalingStatus | None) -> ScalingStatus:

@@ -9,15 +9,18 @@ count of failures. Called by `handlers.py`; errors of every kind end here, in th
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import uniform
 
 from headrace_operator import metrics
+from headrace_operator.cluster import Runtime
 from headrace_operator.errors import ClusterError, Conflict
 from headrace_operator.reconcile import World, reconcile
+from headrace_operator.sleepers import Sleepers
 from headrace_operator.state import Look, Ref
 from headrace_operator.turns import Turns, Urgency
+from headrace_runtime.contract import GatewayFigures
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,17 @@ class _Worker:
 class Workers:
     """All workers of this process, by the uid of their object."""
 
-    def __init__(self, make_pass: Pass, *, resync_seconds: float = 60.0, concurrency: int = 16) -> None:
+    def __init__(
+        self,
+        make_pass: Pass,
+        *,
+        resync_seconds: float = 60.0,
+        concurrency: int = 16,
+        runtime: Runtime | None = None,
+    ) -> None:
+        """`runtime`: through which deployments that sleep are listened to. None: no pass asks for that."""
         self._make_pass = make_pass
+        self._sleepers = Sleepers(runtime, self.edited) if runtime is not None else None
         self._resync_seconds = resync_seconds
         self._turns = Turns(concurrency)
         self._workers: dict[str, _Worker] = {}
@@ -68,7 +80,12 @@ class Workers:
     @classmethod
     def of(cls, world: World, *, resync_seconds: float, concurrency: int) -> "Workers":
         """Workers whose pass is `reconcile` in this world."""
-        return cls(lambda ref: reconcile(world, ref), resync_seconds=resync_seconds, concurrency=concurrency)
+        return cls(
+            lambda ref: reconcile(world, ref),
+            resync_seconds=resync_seconds,
+            concurrency=concurrency,
+            runtime=world.runtime,
+        )
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -92,7 +109,7 @@ class Workers:
             self._rouse(worker, Urgency.CHANGE)
 
     def edited(self, uid: str) -> None:
-        """The same of what somebody edits, and waits for: an InferenceRole."""
+        """The same of what somebody waits for: an InferenceRole was edited, or a request came to who sleeps."""
         if (worker := self._workers.get(uid)) is not None:
             self._rouse(worker, Urgency.EDIT)
 
@@ -107,6 +124,11 @@ class Workers:
         if (worker := self._workers.pop(uid, None)) is not None and worker.task is not None:
             worker.task.cancel()
             metrics.WORKERS.set(len(self._workers))
+            self._listen(uid, {})
+
+    def _listen(self, uid: str, gateways: Mapping[str, GatewayFigures | None]) -> None:
+        if self._sleepers is not None:
+            self._sleepers.listen(uid, gateways)
 
     async def close(self) -> None:
         """End all workers and wait until they have ended."""
@@ -114,6 +136,8 @@ class Workers:
         for uid in list(self._workers):
             self.end(uid)
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._sleepers is not None:
+            await self._sleepers.close()
 
     async def _run(self, worker: _Worker) -> None:
         failures = 0
@@ -124,6 +148,8 @@ class Workers:
                 worker.wake.clear()
                 worker.urgency = Urgency.ROUTINE
                 look = await self._pass(worker.ref)
+            if look.listen is not None or look.ended:
+                self._listen(worker.ref.uid, look.listen or {})
             if look.ended:
                 self._workers.pop(worker.ref.uid, None)
                 metrics.WORKERS.set(len(self._workers))

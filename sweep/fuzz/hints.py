@@ -133,6 +133,11 @@ HINTS: dict[str, Hint] = {
     "roles[].replicas": Hint(valid=(2, 3), boundary=(0, 1)),
     "roles[].scaling.min": Hint(also=SLO, valid=(2,), boundary=(0, 1), invalid=(3, -1, "many")),
     "roles[].scaling.max": Hint(also=SLO, valid=(3, 4), boundary=(1, 1000), invalid=(0, 1001, "many")),
+    "scaling.toZero.after": Hint(
+        valid=("1m", "10m"), boundary=("10s", "10000h"), invalid=("9s", "0s", "ten", 7),
+    ),
+    "scaling.toZero.holdRequests": Hint(also={"scaling.toZero.after": "10m"}),
+    "scaling.toZero.holdTimeout": Hint(also={"scaling.toZero.after": "10m"}),
     "roles[].tolerations[].key": Hint(valid=("blue", "green"), boundary=("b",)),
     "roles[].tolerations[].operator": Hint(valid=("Exists",), boundary=()),
     "roles[].tolerations[].value": Hint(

@@ -48,6 +48,8 @@ class Reason:
     PAUSED: Final = "Paused"
     SUSPENDED: Final = "Suspended"
     NOT_CONFIGURED: Final = "NotConfigured"
+    ASLEEP: Final = "Asleep"
+    WAKING: Final = "Waking"
 
     # Accepted: the spec, and whether what it asks for may be made.
     VALID: Final = "Valid"
@@ -130,6 +132,7 @@ class Reason:
     CAP_TOO_SMALL: Final = "CapTooSmall"
     POLICY_FAILED: Final = "PolicyFailed"
     EXTERNAL: Final = "External"
+    SCALES_TO_ZERO: Final = "ScalesToZero"
 
     # ScalingLimited of an InferenceRole, in the words of a HorizontalPodAutoscaler.
     DESIRED_WITHIN_RANGE: Final = "DesiredWithinRange"
@@ -168,6 +171,8 @@ class Reason:
     SCALED_UP: Final = "ScaledUp"
     SCALED_DOWN: Final = "ScaledDown"
     ROLE_CHANGED: Final = "RoleChanged"
+    SLEPT: Final = "Slept"
+    WOKEN: Final = "Woken"
 
 
 def initial(generation: int, now: datetime) -> tuple[Condition, ...]:

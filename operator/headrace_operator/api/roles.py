@@ -101,12 +101,13 @@ class Disaggregation(Frozen):
 
 
 class ToZero(Frozen):
-    """Everything scaled away while nobody asks."""
+    """All engines go while nobody asks, and come back with the next request. The gateways stay, and hold requests while
+    there is no engine."""
 
     after: Duration
-    """Quiet time after which the engines go."""
+    """Quiet time after which the engines go; 10s at least."""
     hold_requests: int = Field(default=256, ge=1, le=100_000)
-    """Requests that wait at the gateway while engines come back; more are refused."""
+    """Requests that wait at all gateways together while engines come back; more are refused."""
     hold_timeout: Duration = Duration("120s")
     """Longest wait of such a request."""
 

@@ -218,6 +218,13 @@ RULES: tuple[Rule, ...] = (
         ".scaling.mode",
     ),
     Rule(
+        scaling.to_zero,
+        ("spec.scaling.toZero",),
+        f"after is {scaling.LEAST_QUIET_SECONDS}s at least",
+        f"duration(self.after) >= duration('{scaling.LEAST_QUIET_SECONDS}s')",
+        ".after",
+    ),
+    Rule(
         scaling.moves_something,
         ("spec",),
         "SLO and External move roles that have bounds: give one scaling",

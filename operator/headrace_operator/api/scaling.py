@@ -10,6 +10,9 @@ from headrace_operator.api.effective import effective_roles
 from headrace_operator.api.problems import Problem
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 
+LEAST_QUIET_SECONDS = 10
+"""Before a deployment may sleep."""
+
 
 def rollout_spare(spec: InferenceDeploymentSpec) -> int:
     """Accelerators that a rollout needs beside those of the roles' sizes: one more engine of each role, where none may
@@ -58,6 +61,13 @@ def inert(spec: InferenceDeploymentSpec) -> Problems:
     if said == "External" and spec.scaling.to_zero is not None:
         fix = "remove it, and set roles[].scaling.min to 0 where that is meant"
         yield Problem("spec.scaling.toZero", f"with scaling.mode External engines go when somebody scales to 0: {fix}")
+
+
+def to_zero(spec: InferenceDeploymentSpec) -> Problems:
+    zero = spec.scaling.to_zero
+    if zero is not None and zero.after.seconds < LEAST_QUIET_SECONDS:
+        fix = f"set {LEAST_QUIET_SECONDS}s or more"
+        yield Problem("spec.scaling.toZero.after", f"{zero.after} is shorter than a pause between two questions: {fix}")
 
 
 def moves_something(spec: InferenceDeploymentSpec) -> Problems:

@@ -94,6 +94,9 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
     **{f"slo.{latency}.{field}": ANY for latency in ("ttft", "itl") for field in ("target", "percentile")},
     "scaling.mode": ANY,
     "scaling.maxAccelerators": ANY,
+    "scaling.toZero.after": ANY,
+    "scaling.toZero.holdRequests": ANY,
+    "scaling.toZero.holdTimeout": ANY,
     "scaling.dryRun": ANY,
     "scaling.policy": ANY,
     "gateway.replicas": ANY,
@@ -140,7 +143,6 @@ ACTED_ON: Final[dict[str, tuple[str, ...] | None]] = {
 NOT_YET: Final[tuple[str, ...]] = (
     *_ENGINE_NOT_YET,
     *(f"roles[].{path}" for path in _ENGINE_NOT_YET),
-    "scaling.toZero",
     "gateway.tls",
     "gateway.expose",
     "ray.gcs.redis",

@@ -124,6 +124,10 @@ class Runtime(Protocol):
     async def figures(self, address: str) -> GatewayFigures | None:
         """What the gateway at this pod address has counted. None: no usable answer in time."""
 
+    async def next_request(self, address: str, seen: GatewayFigures | None) -> GatewayFigures | None:
+        """What the gateway at this pod address has counted, once a request has come since it said `seen`, or after half
+        a minute; at once where nothing was seen. None: no usable answer."""
+
     async def stay(self, address: str) -> None:
         """Ask the agent at this pod address to answer on for some seconds although it drains. One that does not hear it
         leaves as it would have."""

@@ -6,6 +6,7 @@ and kind, which is also how the operator's permissions are checked. Not a schedu
 plays those (`set_status`).
 """
 
+import asyncio
 import copy
 import itertools
 from collections.abc import Callable
@@ -185,6 +186,10 @@ class FakeRuntime:
         return self.states.get(address)
 
     async def figures(self, address: str) -> GatewayFigures | None:
+        return self.readings.get(address)
+
+    async def next_request(self, address: str, seen: GatewayFigures | None) -> GatewayFigures | None:
+        await asyncio.sleep(0)
         return self.readings.get(address)
 
     async def stay(self, address: str) -> None:

@@ -7,6 +7,7 @@ Neither asks Ray anything: state is read from agents, since a call to Ray can bl
 import logging
 from http import HTTPStatus
 from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -20,6 +21,8 @@ Told = TypeVar("Told", bound=BaseModel)
 
 STATE_SECONDS = 1.5
 FIGURES_SECONDS = 2.0
+REQUEST_SECONDS = 30.0
+"""That a gateway is waited for until it has had a request."""
 CANARY_SECONDS = 30.0
 
 
@@ -31,6 +34,8 @@ class HttpRuntime:
         self._gateway_port = gateway_port
         # A pod's address is soon another pod's: connections are not kept.
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, force_close=True))
+        # One for each gateway of each deployment that sleeps, which keep nobody else waiting.
+        self._waiting = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
     async def __aenter__(self) -> Self:
         return self
@@ -41,6 +46,7 @@ class HttpRuntime:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+        await self._waiting.close()
 
     async def node_state(self, address: str) -> NodeState | None:
         return await self._told(NodeState, f"http://{_host(address)}:{self._agent_port}/state", STATE_SECONDS)
@@ -50,10 +56,21 @@ class HttpRuntime:
             GatewayFigures, f"http://{_host(address)}:{self._gateway_port}/figures", FIGURES_SECONDS
         )
 
-    async def _told(self, what: type[Told], url: str, seconds: float) -> Told | None:
+    async def next_request(self, address: str, seen: GatewayFigures | None) -> GatewayFigures | None:
+        if seen is None:
+            return await self.figures(address)
+        requests = seen.demand.requests if seen.demand is not None else 0
+        query = urlencode({"start": seen.start, "requests": requests, "wait": REQUEST_SECONDS})
+        url = f"http://{_host(address)}:{self._gateway_port}/figures?{query}"
+        return await self._told(GatewayFigures, url, REQUEST_SECONDS + FIGURES_SECONDS, self._waiting)
+
+    async def _told(
+        self, what: type[Told], url: str, seconds: float, session: aiohttp.ClientSession | None = None
+    ) -> Told | None:
         """What is answered to a GET. None: no usable answer in time."""
         try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=seconds)) as response:
+            timeout = aiohttp.ClientTimeout(total=seconds)
+            async with (session or self._session).get(url, timeout=timeout) as response:
                 if response.status != HTTPStatus.OK:
                     return None
                 return what.model_validate_json(await response.read())

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from headrace_operator import names
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.sources import caches
-from headrace_operator.api.v1alpha1 import Gateway, Limits
+from headrace_operator.api.v1alpha1 import Gateway, InferenceDeploymentSpec, Limits
 from headrace_operator.desired.adapters import adapters
 from headrace_operator.desired.metadata import metadata
 from headrace_operator.state import Object, Subject
@@ -66,6 +66,7 @@ def gateway(subject: Subject, share: contract.CanaryShare | None = None) -> cont
         on_transfer_failure=spec.disaggregation.on_transfer_failure,
         resume=contract.Resume(max_attempts=resume.max_attempts) if resume.enabled else None,
         drain_seconds=spec.gateway.drain_timeout.seconds,
+        hold=_hold(spec),
         canary=share,
     )
 
@@ -181,6 +182,16 @@ def _admission(gateway: Gateway, pods: int) -> contract.Admission:
         },
         queue_length=limits.queue.max_length,
         queue_seconds=limits.queue.max_wait.seconds,
+    )
+
+
+def _hold(spec: InferenceDeploymentSpec) -> contract.Hold | None:
+    """What one of the gateway's pods holds while there is no engine, of what all of them may."""
+    zero = spec.scaling.to_zero
+    if zero is None:
+        return None
+    return contract.Hold(
+        requests=max(1, zero.hold_requests // max(1, spec.gateway.replicas)), seconds=zero.hold_timeout.seconds
     )
 
 

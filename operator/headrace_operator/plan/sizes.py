@@ -21,6 +21,7 @@ from headrace_operator.plan.scaling import Aim, Answer, Ask, Changed, Model, Rol
 from headrace_operator.plan.scaling.bounds import allowed, granted
 from headrace_operator.plan.scaling.own import VERDICTS
 from headrace_operator.state import Observed, Pod, Sized
+from headrace_operator.wakings import of_sleep
 
 __all__ = ["Sized", "ask_of", "sized"]
 
@@ -53,7 +54,9 @@ def ask_of(
         aim=replace(aim, role_change=aim.role_change and not rolling),
         roles=tuple(roles),
         windows=tuple(windows),
-        changes=tuple(Changed(_age(now, one.time), one.role, one.from_, one.to, one.swap) for one in known),
+        changes=tuple(
+            Changed(_age(now, one.time), one.role, one.from_, one.to, one.swap) for one in known if not of_sleep(one)
+        ),
         model=replace(model, startup=_startup(engines) or model.startup),
     )
 
