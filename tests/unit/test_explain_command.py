@@ -128,7 +128,9 @@ def test_a_deployment_that_no_operator_has_seen_says_so() -> None:
     assert text(obj).startswith("! The status says nothing yet")
 
 
-@pytest.mark.parametrize(("mode", "who"), [("Fixed", "spec.roles[].replicas"), ("External", "InferenceRole")])
+@pytest.mark.parametrize(
+    ("mode", "who"), [("Fixed", "spec.roles[].replicas"), ("External", "kubectl scale infrole chat-prefill")]
+)
 def test_other_modes_say_who_decides_and_nothing_of_a_policy(mode: str, who: str) -> None:
     inactive = [judged("ScalingActive", "False", "NotConfigured", "The size of each role is fixed in the spec.")]
     said = text(deployment({"mode": mode}, conditions=inactive if mode == "Fixed" else CALM))

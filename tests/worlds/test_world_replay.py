@@ -193,8 +193,11 @@ def test_of_fixed_sizes_without_targets_it_says_what_is_missing(file: Path) -> N
         line["spec"] = {"roles": [{"name": "prefill", "replicas": 1}, {"name": "decode", "replicas": 1}]}
         line["status"].pop("scaling", None)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "give --ttft, --itl or both" in call(file).output
-    assert "--bounds prefill=1:8 --bounds decode=1:8" in call(file, "--ttft", "500ms").output
+    assert "spec.slo: has no target" in call(file).output
+    assert "none has: give prefill or decode scaling.max" in call(file, "--ttft", "500ms").output
+    half = call(file, "--ttft", "500ms", "--bounds", "decode=1:8")
+    assert half.exit_code == 1
+    assert "--itl 50ms" in half.output
     ran = call(file, "--ttft", "500ms", "--itl", "50ms", "--bounds", "prefill=1:8", "--bounds", "decode=1:8")
     assert ran.exit_code == 0, ran.output
     assert "prefill 1 -> " in ran.output

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from pydantic import ValidationError
 
+from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.roles import SLO
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 WIDE: Final = 116
 """Characters of a line of the text."""
-SHORT: Final = frozenset({c.Reason.FIGURES_MISSING, c.Reason.TARGET_OUT_OF_REACH, c.Reason.CAP_TOO_SMALL})
+SHORT: Final = frozenset(
+    {c.Reason.FIGURES_MISSING, c.Reason.TARGET_OUT_OF_REACH, c.Reason.CAP_TOO_SMALL, c.Reason.POLICY_FAILED}
+)
 """Reasons of `ScalingActive` that are news whatever its status."""
 
 
@@ -84,7 +87,13 @@ def decider(found: Told) -> str:
     if scaling.mode == "Fixed":
         return "Fixed: spec.roles[].replicas is the size of each role, and nobody else changes it."
     if scaling.mode == "External":
-        return "External: whoever writes the scale of each role's InferenceRole decides; Headrace carries it out."
+        roles = [names.inference_role(found.name, role.name) for role in found.spec.roles if role.scaling is not None]
+        how = (
+            f"kubectl scale {names.ROLE_SHORT} {roles[0]} --replicas=N, an autoscaler, or the like"
+            if roles
+            else "nobody"
+        )
+        return f"External: whoever scales {' and '.join(roles) or 'its roles'} decides: {how}."
     policy = "the built-in policy" if scaling.policy == "builtin" else f"the policy {scaling.policy}"
     carried = "is written here and NOT carried out (scaling.dryRun)" if scaling.dry_run else "is carried out"
     return f"SLO: {policy} decides from what clients saw, and its decision {carried}."
@@ -161,7 +170,7 @@ def lines(found: Told, last: int) -> Iterator[str]:
     """All of it as text."""
     for sentence in wrong(found):
         yield from wrap(sentence, WIDE, initial_indent="! ", subsequent_indent="  ")
-    yield f"{found.name}: {decider(found)}"
+    yield from wrap(f"{found.name}: {decider(found)}", WIDE, subsequent_indent="  ")
     scaling = found.status.scaling
     if scaling is not None and scaling.asleep_since is not None:
         yield f"  asleep since {scaling.asleep_since:%Y-%m-%d %H:%M:%SZ}, {ago(found.now - scaling.asleep_since)}: "

@@ -10,8 +10,9 @@ from typing import Any, Final
 import click
 from pydantic import ValidationError
 
+from headrace_operator.api import scaling
+from headrace_operator.api.problems import sentence
 from headrace_operator.api.types import Frozen
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
 from headrace_operator.commands.caller import output_option
 from headrace_operator.commands.plot import drawn
 from headrace_operator.commands.recording import Moment, RecordingError, Session, sessions
@@ -24,6 +25,16 @@ OPEN_LOOP: Final = (
     "Open loop: latencies and ready engines are those of the recorded sizes, whatever a policy would have had.\n"
     "It shows what a policy decides of the same figures, not what would have come of it: see headrace simulate."
 )
+
+
+CHECKS: Final = (
+    scaling.bounds,
+    scaling.slo_target,
+    scaling.moves_something,
+    scaling.moved_by_a_target,
+)
+"""Of the API, what is asked of a deployment whose sizes are decided."""
+OPTIONS: Final = "Here these are changed with --ttft 500ms, --itl 50ms, --bounds decode=1:8 and --max-accelerators 8."
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,9 @@ class Changed:
         return moment.model_copy(update={"spec": self.spec(moment.spec)})
 
     def spec(self, words: Object) -> Object:
-        scaling = {key: said for key, said in (words.get("scaling") or {}).items() if key not in ("dryRun", "toZero")}
-        scaling["mode"] = "SLO"
-        if self.max_accelerators is not None:
-            scaling["maxAccelerators"] = self.max_accelerators
-        changed = {**words, "scaling": scaling, "slo": self._slo(words.get("slo") or {})}
+        said = {key: value for key, value in (words.get("scaling") or {}).items() if key not in ("dryRun", "toZero")}
+        cap = {"maxAccelerators": self.max_accelerators} if self.max_accelerators is not None else {}
+        changed = {**words, "scaling": {**said, **cap, "mode": "SLO"}, "slo": self._slo(words.get("slo") or {})}
         changed.pop("paused", None)
         if words.get("roles"):
             changed["roles"] = [self._role(role) for role in words["roles"]]
@@ -84,22 +93,20 @@ def read(file: Path, changed: Changed) -> list[Session]:
         raise click.ClickException(f"{file}: holds no moment yet")
     for session in kept:
         for moment in session.moments:
-            _decidable(moment)
+            _decide_by(moment)
     return kept
 
 
-def _decidable(moment: Moment) -> InferenceDeploymentSpec:
+def _decide_by(moment: Moment) -> None:
+    """ClickException: nothing can be decided by figures here, with the fields and the options that mend it."""
     try:
         spec, _ = moment.deployment()
     except ValidationError as error:
         said = error.errors()[0]
         raise click.ClickException(f"spec.{'.'.join(map(str, said['loc']))}: {said['msg']}") from error
-    if spec.slo is None or (spec.slo.ttft is None and spec.slo.itl is None):
-        raise click.ClickException("the recorded spec has no target: give --ttft, --itl or both")
-    if not any(role.scaling for role in spec.roles):
-        names = " ".join(f"--bounds {role.name}=1:8" for role in spec.roles)
-        raise click.ClickException(f"the recorded spec fixes the size of every role: give bounds, such as {names}")
-    return spec
+    problems = [problem for check in CHECKS for problem in check(spec)]
+    if problems:
+        raise click.ClickException(f"{sentence(problems)}. {OPTIONS}")
 
 
 class Bounds(click.ParamType[tuple[str, int, int]]):

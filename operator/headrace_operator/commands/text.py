@@ -3,6 +3,10 @@ for it, and needs none for this little."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Final
+
+SHORT: Final = 18
+"""Characters of a value that has others beside it."""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -14,13 +18,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def columns(pairs: Sequence[tuple[str, str]], wide: int, indent: int = 0) -> Iterator[str]:
-    """Names and values side by side, as many to a line as have room."""
-    if not pairs:
-        return
-    name, value = max(len(key) for key, _ in pairs), max(len(said) for _, said in pairs)
+    """Names and values side by side, as many to a line as have room. A long value has a line of its own, at the end."""
+    name = max((len(key) for key, _ in pairs), default=0)
+    short = [(key, said) for key, said in pairs if len(said) <= SHORT]
+    value = max((len(said) for _, said in short), default=0)
     each = max(1, (wide - indent) // (name + value + 4))
-    for start in range(0, len(pairs), each):
-        cells = [f"{key.ljust(name)}  {said.ljust(value)}" for key, said in pairs[start : start + each]]
+    rows = [short[start : start + each] for start in range(0, len(short), each)]
+    for row in (*rows, *([pair] for pair in pairs if pair not in short)):
+        cells = (f"{key.ljust(name)}  {said.ljust(value)}" for key, said in row)
         yield (" " * indent + "  ".join(cells)).rstrip()
 
 
