@@ -14,6 +14,7 @@ from typing import Final
 from headrace_operator.api.conditions import Reason
 from headrace_operator.api.effective import EffectiveRole, effective_roles
 from headrace_operator.api.roles import LatencyTarget
+from headrace_operator.api.scaling import rollout_spare
 from headrace_operator.api.status import ScalingDecision, ScalingModel
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.gangs import whole
@@ -95,12 +96,12 @@ def standing(spec: InferenceDeploymentSpec, previous: InferenceDeploymentStatus)
 
 def aim_of(spec: InferenceDeploymentSpec) -> Aim:
     """What the spec asks for, in the policy's words."""
-    change, surge = spec.disaggregation.role_change, spec.rollout.max_surge
+    change = spec.disaggregation.role_change
     return Aim(
         ttft=_target(spec.slo.ttft if spec.slo is not None else None),
         itl=_target(spec.slo.itl if spec.slo is not None else None),
         cap=spec.scaling.max_accelerators,
-        spare=sum(surge * role.accelerators for role in effective_roles(spec)),
+        spare=rollout_spare(spec),
         role_change=change.enabled,
         role_change_pause=change.cooldown.seconds,
     )
