@@ -149,6 +149,7 @@ def test_own_policies_stand_beside_the_built_in_one(file: Path, monkeypatch: pyt
 
 
 def test_a_policy_that_fails_is_told_with_its_reason(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
     ran = call(file, "--policy", "no_such_module:decide")
     assert ran.exit_code == 0, ran.output
     assert "no_such_module:decide failed" in ran.output
