@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace_operator.__main__ import main as headrace
 from headrace_operator.plan.scaling import Aim, Target
@@ -93,6 +95,25 @@ def test_with_room_for_one_answer_they_are_written_one_after_the_other() -> None
     first, second = serve([Request(0.0, 300, 11, ()), Request(0.01, 300, 11, ())], kv_tokens=400)
     assert first.end is not None
     assert second.first == pytest.approx(first.end + 0.1 + 0.3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    asked=st.lists(st.tuples(st.floats(0, 20), st.integers(1, 3000), st.integers(1, 60)), max_size=12),
+    engines=st.integers(1, 3),
+    crowding=st.floats(0, 1),
+    kv_tokens=st.integers(1, 5000),
+)
+def test_every_request_is_answered_and_none_sooner_than_it_would_be_alone(
+    asked: list[tuple[float, int, int]], engines: int, crowding: float, kv_tokens: int
+) -> None:
+    requests = [Request(at, prompt, output, ()) for at, prompt, output in sorted(asked)]
+    for journey in serve(requests, engines, crowding=crowding, kv_tokens=kv_tokens):
+        assert journey.first is not None
+        assert journey.end is not None
+        one = journey.request
+        assert journey.first >= one.at + SERVE.front + SERVE.overhead + SERVE.prompt_seconds(one.prompt) - 1e-6
+        assert journey.end >= journey.first + (one.output - 1) * SERVE.step_seconds(1, one.prompt) - 1e-6
 
 
 def test_a_prompt_seen_before_is_not_computed_again() -> None:
