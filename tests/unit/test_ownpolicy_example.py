@@ -44,8 +44,9 @@ def test_it_keeps_all_promises(steady: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_it_runs_as_the_operator_would_run_it(steady: ModuleType, tmp_path: Path) -> None:
-    async with Policy(["steady:decide"], Limits(40.0, folder=str(tmp_path), start_seconds=40.0)) as policy:
+    async with Policy(["steady:decide"], Limits(60.0, folder=str(tmp_path), start_seconds=120.0)) as policy:
         answer = await policy.decide("steady:decide", ASK)
     assert (answer.policy, answer.sizes) == ("steady:decide", steady.decide(ASK).sizes)
     assert answer.message == "steady:decide: Sized for the most of five minutes."

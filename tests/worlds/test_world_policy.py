@@ -35,7 +35,7 @@ async def following(tmp_path: Path) -> AsyncIterator[Following]:
     """A scene whose spec names one of the policies above."""
     (tmp_path / "night.py").write_text(NIGHT)
     names = ("night:three", "night:ours", "night:careless")
-    async with Policy(names, Limits(40.0, folder=str(tmp_path), start_seconds=40.0)) as policy:
+    async with Policy(names, Limits(60.0, folder=str(tmp_path), start_seconds=120.0)) as policy:
 
         def scene(name: str) -> Scene:
             scaling = {"mode": "SLO", "policy": name}
@@ -62,6 +62,7 @@ def sizes(scene: Scene) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_what_an_own_policy_decides_is_carried_out_within_bounds(following: Following) -> None:
     scene = following("night:three")
     await live(scene)
@@ -75,6 +76,7 @@ async def test_what_an_own_policy_decides_is_carried_out_within_bounds(following
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_one_that_answers_as_ours_changes_nothing_where_all_is_as_wanted(following: Following) -> None:
     scene = following("night:ours")
     await live(scene)
@@ -85,6 +87,7 @@ async def test_one_that_answers_as_ours_changes_nothing_where_all_is_as_wanted(f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "said"),
     [

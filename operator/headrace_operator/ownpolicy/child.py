@@ -60,8 +60,9 @@ def _streams() -> tuple[TextIO, TextIO]:
 
 def _fence(memory: int) -> None:
     """What can be taken from a process that keeps its user. No file can be written: a full /tmp would end the operator
-    with its pod."""
+    with its pod. No process or thread can be started, by any user but root: nobody would be left to end them."""
     os.nice(NICE)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

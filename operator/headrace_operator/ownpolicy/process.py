@@ -125,7 +125,8 @@ class Child:
             )
         except OSError as error:
             return Failure("Ended", f"got no process: {error.strerror}", over=True)
-        told = await self._line(limits.start_seconds)
+        line = await self._line(limits.start_seconds)
+        told = line if isinstance(line, Failure) else _object(line)
         if isinstance(told, Failure):
             return told
         if "not_loaded" in told:
@@ -140,30 +141,22 @@ class Child:
         # A process that has just ended is found out by reading.
         self._process.stdin.write(line.encode() + b"\n")
         told = await self._line(self._limits.seconds)
-        if isinstance(told, Failure):
-            return told
-        if told.get("number") != self._number:
-            return _nonsense("its process answers what it was not asked")
-        return _read(told)
+        return told if isinstance(told, Failure) else answer_in(told, self._number)
 
-    async def _line(self, seconds: float) -> dict[str, Any] | Failure:
+    async def _line(self, seconds: float) -> bytes | Failure:
         """What it says next."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
             async with asyncio.timeout(seconds):
                 line = await self._process.stdout.readline()
-                if not line.endswith(b"\n"):
-                    return Failure("Ended", f"ended its process ({await self._status()})", over=True)
+                if line.endswith(b"\n"):
+                    return line
+                return Failure("Ended", f"ended its process ({await self._status()})", over=True)
         except TimeoutError:
             return Failure("TooSlow", f"took more than {seconds:g} s", over=True)
         except ValueError:
             return _nonsense(f"more than {LINE_BYTES} bytes")
-        try:
-            told = json.loads(line)
-        except (ValueError, RecursionError):
-            return _nonsense("no JSON")
-        return told if isinstance(told, dict) else _nonsense("no JSON object")
 
     async def _status(self) -> str:
         assert self._process is not None
@@ -171,7 +164,13 @@ class Child:
         return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _read(told: dict[str, Any]) -> Answer | Failure:
+def answer_in(line: bytes, number: int) -> Answer | Failure:
+    """What a line of the process says to the ask of this number, whatever is in it."""
+    told = _object(line)
+    if isinstance(told, Failure):
+        return told
+    if told.get("number") != number:
+        return _nonsense("its process answers what it was not asked")
     if "raised" in told:
         spent = told.get("spent") is True
         return Failure("Raised", f"raised {_clause(told['raised'])}", _clause(told.get("said", "")), over=spent)
@@ -181,6 +180,14 @@ def _read(told: dict[str, Any]) -> Answer | Failure:
         return answer_from_json(told.get("answer"))
     except WireError as error:
         return Failure("Nonsense", f"answered nonsense: {error}")
+
+
+def _object(line: bytes) -> dict[str, Any] | Failure:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return _nonsense("no JSON")
+    return told if isinstance(told, dict) else _nonsense("no JSON object")
 
 
 def _clause(told: object) -> str:
