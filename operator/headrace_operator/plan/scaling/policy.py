@@ -72,7 +72,8 @@ def decide(ask: Ask) -> Answer:
     # What waits came on top of what comes, and is to be gone when an engine started now can help.
     backlog = foreseen * min(windows[0].waiting or 0.0, model.startup) / max(LEAST_DRAIN, model.startup)
     load = replace(lengths, rate=foreseen + backlog)
-    wishes = {role.name: _wish(ask, model, role, load) for role in ask.roles}
+    worst = _worst(windows, quiet(model), model.startup)
+    wishes = {role.name: _wish(ask, model, role, load, worst) for role in ask.roles}
     wants, swap = _wants(ask, wishes)
     sizes = granted(wants, ask.roles, ask.aim, lambda role, engines: pressure(model, load, role, engines, ask.aim))
     inputs = _inputs(ask, model, load, now)
@@ -81,7 +82,8 @@ def decide(ask: Ask) -> Answer:
     return Answer(sizes, verdict, message, decisions, inputs, model)
 
 
-def _wish(ask: Ask, model: Model, role: Role, load: Load) -> _Wish:
+def _wish(ask: Ask, model: Model, role: Role, load: Load, worst: float | None) -> _Wish:
+    """`worst`: the rate that fewer engines must be enough for; None: it is not known, and there are none fewer."""
     enough = need(model, load, role, ask.aim)
     reachable = enough is not None
     if enough is None:
@@ -91,7 +93,6 @@ def _wish(ask: Ask, model: Model, role: Role, load: Load) -> _Wish:
         up = need(model, load, role, ask.aim, SPARE) or enough
     else:
         up = enough
-    worst = _worst(ask.windows, quiet(model), model.startup)
     if worst is None:
         return _Wish(up, role.size, reachable)
     lengths = [w.prompt for w in ask.windows if w.age < quiet(model) and w.prompt is not None]
