@@ -204,6 +204,19 @@ def test_of_fixed_sizes_without_targets_it_says_what_is_missing(file: Path) -> N
     assert "prefill 1 -> " in ran.output
 
 
+async def test_one_that_slept_is_decided_about_as_if_it_had_not(file: Path) -> None:
+    file.write_text(
+        file.read_text().replace('"scaling":{"sizes"', '"scaling":{"asleepSince":"2026-01-01T00:00:00Z","sizes"')
+    )
+    (session,) = sessions(file)
+    said = session.moments[-1].deployment()[1].scaling
+    assert said is not None
+    assert said.asleep_since is not None
+    run = await replayed([session], "builtin", file.parent)
+    assert all(step.verdict for step in run.steps)
+    assert run.changes > 0
+
+
 async def test_after_a_break_nothing_is_known_of_before(file: Path) -> None:
     text = file.read_text()
     file.write_text(text + text)

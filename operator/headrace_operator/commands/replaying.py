@@ -139,7 +139,9 @@ class _Replay:
         spec, said = moment.deployment()
         scaling = spec.scaling.model_copy(update={"policy": self.policy})
         spec, observed = spec.model_copy(update={"scaling": scaling}), moment.observed()
-        previous = said.model_copy(update={"scaling": self._scaling or said.scaling})
+        before = self._scaling or said.scaling or ScalingStatus()
+        # Who sleeps is asked nothing: what a policy would have is what replays are for.
+        previous = said.model_copy(update={"scaling": before.model_copy(update={"asleep_since": None})})
         sized = await size(world, ref, spec, observed, previous, moment.at)
         self._scaling = remembered(sized, previous.scaling)
         windows = world.readings.windows(ref.uid, self.clock, aim_of(spec))
