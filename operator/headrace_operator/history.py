@@ -13,6 +13,7 @@ from headrace_operator import names
 from headrace_operator.api.engine import Device
 from headrace_operator.api.parse import parse
 from headrace_operator.api.problems import Problem
+from headrace_operator.api.roles import RoleScaling
 from headrace_operator.api.types import Frozen
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, Role
 from headrace_operator.state import Object
@@ -96,7 +97,11 @@ def restored(record: Record, spec: Mapping[str, Any]) -> dict[str, Any] | list[P
     What is no part of a revision stays: sizes, limits, who shares KV blocks. Adapters stay where they can; those of the
     record come back where its engines could not load the others.
     """
-    alone = parse({"metadata": {"name": record.name}, "spec": record.words})
+    # Who decides sizes is no part of it, nor what bounds they have.
+    roles = [
+        {key: value for key, value in role.items() if key not in SIZES} for role in record.words.get("roles") or ()
+    ]
+    alone = parse({"metadata": {"name": record.name}, "spec": {**record.words, "roles": roles}})
     if not isinstance(alone, InferenceDeploymentSpec):
         return alone
     problems: list[Problem] = []
@@ -126,11 +131,19 @@ def _laid_over(words: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, A
     back["roles"] = [
         {key: value for key, value in role.items() if key not in SIZES} | sizes[role["name"]]
         if role["name"] in sizes
-        else role
+        else (_fixed(role) if (spec.get("scaling") or {}).get("mode", "Fixed") == "Fixed" else role)
         for role in words.get("roles") or ()
     ]
     back["kvCache"] = _kv_cache(words.get("kvCache") or {}, spec.get("kvCache") or {})
     return {part: value for part, value in back.items() if value not in ({}, [])}
+
+
+def _fixed(role: Mapping[str, Any]) -> dict[str, Any]:
+    """A role that the spec has no more, as it is where sizes are fixed: at the least that it had."""
+    kept = {key: value for key, value in role.items() if key != "scaling"}
+    return kept | (
+        {"replicas": role["scaling"].get("min", RoleScaling.model_fields["min"].default)} if "scaling" in role else {}
+    )
 
 
 def _kv_cache(words: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

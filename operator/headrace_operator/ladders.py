@@ -347,17 +347,24 @@ def progressing(known: Known) -> Judgement:
         return Judgement(
             "True",
             Reason.ROLLING_OUT,
-            f"{done} of {wanted.engines} engines of {wanted.revision} ready, {old} old ones left.{tried(known)}",
+            f"{done} of {wanted.engines} engines of {wanted.revision} ready, {old} old ones left.{tried(known)}"
+            f"{lacking(known)}",
         )
     if new > wanted.engines or draining:
-        return Judgement("True", Reason.SCALING, f"{max(0, new - wanted.engines) + draining} engines are leaving.")
+        told = f"{max(0, new - wanted.engines) + draining} engines are leaving.{lacking(known)}"
+        return Judgement("True", Reason.SCALING, told)
     if grown(known):
-        return Judgement("True", Reason.SCALING, f"{counts(known, wanted)} ready.")
+        return Judgement("True", Reason.SCALING, f"{counts(known, wanted)} ready.{lacking(known)}")
     if known.asleep:
         return Judgement("False", Reason.ASLEEP, sleeps(known))
     if not rolled_out(known):
-        return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.")
+        return Judgement("True", Reason.CREATING, f"{counts(known, wanted)} ready.{lacking(known)}")
     return Judgement("False", Reason.UP_TO_DATE, f"All engines are of revision {wanted.revision}.")
+
+
+def lacking(known: Known) -> str:
+    """Which engines wait for accelerators that others hold."""
+    return f" {known.plan.lacking}" if known.plan is not None and known.plan.lacking else ""
 
 
 def tried(known: Known) -> str:

@@ -16,6 +16,7 @@ from headrace_operator.api.v1alpha1 import (
     InferenceDeploymentSpec,
     InferenceDeploymentStatus,
     RevisionStatus,
+    RoleStatus,
     RolloutProgress,
 )
 from headrace_operator.desired.history import record
@@ -67,6 +68,52 @@ def test_nothing_to_do_has_no_progress() -> None:
     whole = Observed(children(OLD), pods=(pod(OLD, 0, ready=True), pod(OLD, 1, ready=True)))
     said = InferenceDeploymentStatus(revision=RevisionStatus(current=revision(OLD)))
     assert choose(OLD.spec(), whole, said, LATE).progress is None
+
+
+SIZED = (
+    Sample()
+    .set("roles", [{"name": "serve", "scaling": {"max": 8}}])
+    .set("engine.dtype", "bfloat16")
+    .set("slo", {"ttft": {"target": "1s"}})
+    .set("scaling", {"mode": "SLO"})
+    .set("rollout", ROLLOUT)
+)
+"""A role of no fixed size."""
+
+
+def wanted(size: int, **said: object) -> InferenceDeploymentStatus:
+    return status(SIZED, **said).model_copy(update={"roles": (RoleStatus(name="serve", desired=size),)})  # type: ignore[arg-type]
+
+
+def test_a_size_that_is_decided_is_what_the_last_pass_wanted() -> None:
+    seen = replace(SEEN, pods=(pod(OLD, 0, ready=True), pod(SIZED, 0)))
+    assert choose(SIZED.spec(), seen, wanted(5), LATE).message.startswith("0 of 5 engines became ready")
+    assert choose(SIZED.spec(), seen, status(SIZED), LATE).message.startswith("0 of 1 engines became ready")
+
+
+def test_a_role_that_became_smaller_during_its_rollout_need_not_become_as_large_again() -> None:
+    before = wanted(3, ready=6)
+    three = replace(SEEN, pods=(pod(OLD, 0, ready=True), *(pod(SIZED, n, ready=True) for n in range(8))))
+    smaller = choose(SIZED.spec(), three, before, LATE).progress
+    assert smaller is not None
+    assert (smaller.ready, smaller.since) == (3, START)
+    four = replace(SEEN, pods=tuple(pod(SIZED, n, ready=n < 4) for n in range(5)))
+    larger = choose(SIZED.spec(), four, wanted(5, progress=smaller), LATE)
+    assert larger.progress is not None
+    assert (larger.progress.ready, larger.progress.since) == (4, LATE)
+
+
+@pytest.mark.parametrize("now", [SIZED, Sample().split(), Sample().serve(3)])
+def test_a_revision_whose_sizes_were_decided_comes_back_with_the_sizes_of_now(now: Sample) -> None:
+    (made,) = children(SIZED).values()
+    back = history.restored(history.records([made])[revision(SIZED)], now.build()["spec"])
+    assert isinstance(back, dict)
+    spec = parse({"metadata": {"name": "chat"}, "spec": back})
+    assert isinstance(spec, InferenceDeploymentSpec)
+    assert engine_revision(spec) == revision(SIZED)
+    assert [role.replicas for role in effective_roles(spec)] == [
+        3 if now.build()["spec"]["roles"][0].get("replicas") == 3 else 1
+    ]
 
 
 def test_after_the_deadline_it_is_the_last_good_revision() -> None:

@@ -50,7 +50,8 @@ def choose(
     """
     wanted = engine_revision(spec, observed.manifest)
     said, found = before.revision or RevisionStatus(), history.records(observed.children.values())
-    progress = None if spec.paused else _progress(before, wanted, observed, now)
+    size = _size(spec, before)
+    progress = None if spec.paused else _progress(before, wanted, observed, size, now)
     target = Target(spec, observed.manifest, wanted, progress=progress)
     failure = _failure(target, before, observed, now)
     if canary_lost is not None:
@@ -61,7 +62,7 @@ def choose(
         if spec.rollout.auto_rollback and good is not None:
             target = _back(target, found[good])
         if target.rolled_back and not spec.paused:
-            target = replace(target, progress=_progress(before, target.revision, observed, now))
+            target = replace(target, progress=_progress(before, target.revision, observed, size, now))
     used = {wanted, target.revision, *said.good[:1], *(pod.revision for pod in observed.engines())}
     return replace(target, records=history.kept(found, spec.rollout.history_limit, used))
 
@@ -87,8 +88,7 @@ def _failure(target: Target, before: InferenceDeploymentStatus, observed: Observ
         return None
     waiting = list(_waiting(target, observed))
     ready = target.progress.ready if target.progress else 0
-    size = sum(role.replicas for role in effective_roles(target.spec))
-    told = f"{ready} of {size} engines became ready, and no other in {deadline}"
+    told = f"{ready} of {_size(target.spec, before)} engines became ready, and no other in {deadline}"
     causes = listed(blockers(waiting)) or ", ".join(pod.name for pod in waiting[:SHOWN])
     return _Failure(Reason.PROGRESS_DEADLINE_EXCEEDED, f"{told}: {causes}"[:MESSAGE] if causes else told)
 
@@ -126,17 +126,26 @@ def _waiting(target: Target, observed: Observed) -> Iterator[Pod]:
     return (p for p in observed.engines() if p.live and not p.ready and p.revision == target.revision)
 
 
+def _size(spec: InferenceDeploymentSpec, before: InferenceDeploymentStatus) -> int:
+    """Engines of all roles. Of one that the spec does not fix, as many as the last pass wanted."""
+    last = {role.name: role.desired for role in before.roles}
+    roles = effective_roles(spec)
+    return sum(last.get(r.name, r.replicas) if r.role.scaling is not None else r.replicas for r in roles)
+
+
 def _progress(
-    before: InferenceDeploymentStatus, revision: str, observed: Observed, now: datetime
+    before: InferenceDeploymentStatus, revision: str, observed: Observed, size: int, now: datetime
 ) -> RolloutProgress | None:
-    """How far the rollout of a revision has come. It is over once the status holds no progress of its `current`."""
+    """How far the rollout of a revision has come. It is over once the status holds no progress of its `current`. What
+    came ready beyond a size that is smaller now is not to be reached again."""
     said = before.revision
     was = said.progress if said else None
     if said is not None and said.current == revision and was is None:
         return None
     ready = sum(pod.live and pod.ready and pod.revision == revision for pod in whole(observed.engines()))
+    ready = min(ready, size)
     if was is not None and was.revision == revision and ready <= was.ready:
-        return was
+        return was if was.ready <= size else was.model_copy(update={"ready": size})
     return RolloutProgress(revision=revision, ready=ready, since=now)
 
 
