@@ -1,6 +1,7 @@
 """What a gateway tells of its requests by role and revision, and how it shares them out while a canary is under way."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,30 @@ async def test_the_time_to_first_token_is_told_when_it_comes_and_of_no_refusal()
         refused = await w.ask(prompt=[1] * 5000)
         assert refused.status == 400
         assert of(await figures(w), "serve").ttft.samples == 1
+
+
+async def test_times_to_first_token_are_those_that_clients_see() -> None:
+    async with world("prefill-0", "decode-0") as w:
+        w.engines["prefill-0"].become(prefill_rate=1000.0)
+
+        async def seen(tokens: int) -> float:
+            document = {"model": "fake", "prompt": [7] * tokens, "max_tokens": 2, "stream": True}
+            began = time.monotonic()
+            async with w.client.post(f"{w.url}/v1/completions", json=document) as answer:
+                await answer.content.readany()
+                first = time.monotonic() - began
+                await answer.read()
+            return first
+
+        lengths = [100, 150, 200, 250, 300, 400, 500, 700, 900, 1200]
+        clients = sorted(await asyncio.gather(*map(seen, lengths)))
+        told = of(await figures(w), "prefill").ttft
+        assert told.samples == len(lengths)
+        # Not before the engine has it, and not after the client has: however busy the machine is.
+        for rank, (tokens, client) in enumerate(zip(lengths, clients, strict=True), 1):
+            time_told = told.quantile(rank / len(lengths) - 1e-9)
+            assert time_told is not None
+            assert tokens / 1000.0 * (1 - ERROR) * 0.99 <= time_told <= client * (1 + ERROR) * 1.01
 
 
 async def test_answers_in_one_piece_tell_their_lengths_and_no_times() -> None:
