@@ -16,7 +16,7 @@ from headrace_operator.ownpolicy.loading import load as load_policy
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Role, Target
 from headrace_operator.plan.scaling.model import need
 from headrace_operator.plan.scaling.own import fenced
-from simulator import load
+from simulator import load, recorded
 from simulator.fleet import ROLES, Fleet, Outcome, Scaler, Setting
 from simulator.profile import H200_8B, Profile
 from simulator.profile import read as read_profile
@@ -85,12 +85,21 @@ ANY = Amount(0)
 @click.option("--seed", default=1, show_default=True, help="Of the load and of the failures.")
 @click.option("--policy", help="package.module:function from Ask to Answer, beside the built-in one.")
 @click.option("--events", is_flag=True, help="Print each change of size of the operator's policy.")
-def main(policy: str | None, events: bool, failures: float, seed: int, **given: object) -> None:
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the built-in policy's run to a new file, for headrace replay.",
+)
+def main(policy: str | None, events: bool, failures: float, seed: int, record: Path | None, **given: object) -> None:
     """Run the operator's policy on a fleet that exists in numbers only, beside fixed fleets and other policies.
 
     All figures are simulated: they compare policies with each other and say nothing about your hardware.
     """
     case = _case(seed, **given)  # type: ignore[arg-type]
+    if record is not None and record.exists():
+        raise click.BadParameter(f"{record} is there already: name another file", param_hint="--record")
+    if record is not None and case.aim.role_change:
+        raise click.UsageError("--record does not go with --role-change: a run does not keep when engines changed")
     if not case.requests:
         raise click.ClickException("the load has no request: raise --rate or --minutes")
     mean, peak = _fixed(case)
@@ -103,8 +112,11 @@ def main(policy: str | None, events: bool, failures: float, seed: int, **given: 
         setting = Setting(
             case.profile, case.aim, start, cold_start=case.cold_start, most=MOST, failures=failures, seed=seed
         )
-        ran = Fleet(setting, scaler).run(case.requests)
+        fleet = Fleet(setting, scaler)
+        ran = fleet.run(case.requests)
         table.add_row(*_row(ran))
+        if record is not None and isinstance(scaler, Product) and scaler.name == "builtin":
+            recorded.write(record, fleet, scaler, ran.journeys)
         if events and isinstance(scaler, Product):
             _tell(console, scaler)
     console.print(table)

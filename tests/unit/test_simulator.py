@@ -1,5 +1,6 @@
 """The simulated fleet: the same figures each time, and figures that can be checked by hand."""
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_operator.__main__ import main as headrace
+from headrace_operator.commands.recording import sessions
 from headrace_operator.plan.scaling import Aim, Target
+from simulator import recorded
 from simulator.__main__ import main
 from simulator.engine import Journey
 from simulator.fleet import Fleet, Outcome, Scaler, Setting
@@ -216,3 +219,34 @@ def test_where_the_simulator_is_not_installed_headrace_says_what_to_install(monk
     assert ran.exit_code == 1
     assert "pip install 'headrace[simulator]'" in ran.output
     assert "simulate" in CliRunner().invoke(headrace, ["--help"]).output
+
+
+def test_a_run_is_recorded_as_its_gateway_and_status_would_have_told_it(tmp_path: Path) -> None:
+    file, scaler = tmp_path / "run.jsonl", Product(startup=30)
+    fleet = Fleet(Setting(LARGE, LARGE_AIM, SIZES, cold_start=30.0), scaler)
+    ran = fleet.run(Wave(0.3, 2.0, period=2400, seconds=1500, prompt=4000).requests())
+    recorded.write(file, fleet, scaler, ran.journeys)
+    (session,) = sessions(file)
+    last = session.moments[-1].gateways[recorded.GATEWAY]
+    assert last is not None
+    assert last.demand is not None
+    assert last.arrivals == last.demand.requests == len(ran.journeys)
+    assert last.roles[0].ttft.samples >= last.roles[1].itl.samples > 0.9 * len(ran.journeys)
+    assert sum(pod.role == "prefill" and pod.ready for pod in session.moments[0].pods) == SIZES["prefill"]
+    replay = CliRunner().invoke(headrace, ["replay", str(file), "-o", "json"])
+    assert replay.exit_code == 0, replay.output
+    was, again = json.loads(replay.stdout)["runs"]
+    assert was["changes"] > 0
+    # Close and not the same: windows of sketches, and a decision every 30 s in place of 15.
+    assert again["engineSeconds"] == pytest.approx(was["engineSeconds"], rel=0.3)
+
+
+def test_a_recording_is_written_to_a_new_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    options = ["--minutes", "1", "--rate", "2", "4", "--record", str(file)]
+    assert CliRunner().invoke(main, options).exit_code == 0
+    assert [len(session.moments) for session in sessions(file)] == [3]
+    assert "is there already" in CliRunner().invoke(main, options).output
+    ran = CliRunner().invoke(main, ["--role-change", "--record", str(tmp_path / "other")])
+    assert ran.exit_code == 2
+    assert "--role-change" in ran.output
