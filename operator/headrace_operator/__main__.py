@@ -97,6 +97,7 @@ def plan(file: Path, namespace: str, shape: Literal["local"] | None, steps: bool
     settings = _settings()
     for document in wanted:
         subject = _subject(document, namespace, config_maps, settings)
+        _say_of_sizes(subject.spec)
         if steps:
             _print_steps(document, documents, namespace, old)
             continue
@@ -130,6 +131,14 @@ def _print_steps(document: Object, documents: list[Object], namespace: str, old:
         click.echo("# steps of rollout.canary are passed by time: nobody asks anything")
     for line in simulation.table(asyncio.run(simulation.simulate(document, before, maps))):
         click.echo(line)
+
+
+def _say_of_sizes(spec: InferenceDeploymentSpec) -> None:
+    """Of roles whose sizes are decided while they serve."""
+    bounds = [f"{one.name} {one.scaling.min} to {one.scaling.max}" for one in spec.roles if one.scaling is not None]
+    if bounds:
+        told = "roles are shown at their least, or at the sizes that they have"
+        click.echo(f"# scaling.mode {spec.scaling.mode} decides sizes ({', '.join(bounds)}): {told}", err=True)
 
 
 def _print_local(subject: Subject, revision: str) -> None:

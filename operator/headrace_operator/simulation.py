@@ -20,6 +20,9 @@ PASSES = 2000
 WAIT = timedelta(seconds=30)
 """How far the clock goes on where a pass has nothing to do but to wait."""
 WAITS = 200
+"""Of a rollout with a canary, whose steps take their time."""
+FEW_WAITS = 4
+"""Of any other: whoever decides about sizes asks for figures for ever."""
 Group = tuple[str, str]
 """Role and revision."""
 
@@ -56,8 +59,8 @@ class Path:
 async def simulate(wanted: Object, before: Object | None = None, others: Iterable[Object] = ()) -> Path:
     """The way from nothing, or from a deployment that is whole, to another spec. `others` are objects that specs name,
     such as ConfigMaps. AssertionError: it does not come to rest."""
-    sample = Sample.of(wanted)
-    scene = Scene(Sample.of(before) if before is not None else sample)
+    sample = awake(wanted)
+    scene = Scene(awake(before) if before is not None else sample)
     for obj in others:
         scene.cluster.put({**obj, "metadata": {**obj["metadata"], "namespace": scene.ref.namespace}})
     rows: list[Row] = []
@@ -71,9 +74,18 @@ async def simulate(wanted: Object, before: Object | None = None, others: Iterabl
     return Path(tuple(rows), f"{said['reason']}: {said['message']}")
 
 
+def awake(document: Object) -> Sample:
+    """The deployment as if somebody asked: it does not go to sleep."""
+    spec = document["spec"]
+    if "toZero" not in (spec.get("scaling") or {}):
+        return Sample.of(document)
+    scaling = {field: value for field, value in spec["scaling"].items() if field != "toZero"}
+    return Sample.of({**document, "spec": {**spec, "scaling": scaling}})
+
+
 async def _settle(scene: Scene) -> list[Row]:
     rows: list[Row] = []
-    waits = 0
+    waits, most = 0, WAITS if "canary" in (scene.object["spec"].get("rollout") or {}) else FEW_WAITS
     for number in range(1, PASSES):
         before, share, writes = scene.pods(), _share(scene), len(scene.cluster.writes)
         look = await scene.reconcile()
@@ -82,7 +94,7 @@ async def _settle(scene: Scene) -> list[Row]:
             rows.append(replace(_row(scene, number, before), share=grown))
         if scene.kubelet() or len(scene.cluster.writes) != writes:
             waits = 0
-        elif look.seconds is None or waits == WAITS:
+        elif look.seconds is None or waits == most:
             return rows
         else:
             waits += 1

@@ -2,7 +2,7 @@
 
 from headrace_operator import names
 from headrace_operator.desired import desired_objects
-from headrace_operator.plan import make_plan
+from headrace_operator.plan import Terms, make_plan
 from headrace_operator.state import Object, Observed
 from headrace_operator.testing import Sample
 
@@ -36,6 +36,18 @@ def test_as_many_as_a_rollout_may_take() -> None:
 def test_the_selector_holds_a_role_as_it_is_now_of_every_revision() -> None:
     found = budgets(Sample().split(2, 4))["chat-decode"]["selector"]["matchLabels"]
     assert found == {names.DEPLOYMENT: "chat", names.COMPONENT: "engine", names.ROLE: "decode"}
+
+
+def test_a_size_that_is_decided_moves_its_budget() -> None:
+    sized = Sample().split().set("scaling.mode", "SLO").set("slo", {"ttft": {"target": "1s"}, "itl": {"target": "1s"}})
+    sized.set("roles", [{"name": name, "scaling": {"max": 6}} for name in ("prefill", "decode")])
+    assert set(budgets(sized)) == {"chat-gateway"}
+    plan = make_plan(sized.spec(), Observed(), terms=Terms(sizes={"prefill": 1, "decode": 5}))
+    found = [obj for obj in desired_objects(sized.subject(), plan) if obj["kind"] == "PodDisruptionBudget"]
+    assert {one["metadata"]["name"]: one["spec"].get("minAvailable") for one in found} == {
+        "chat-decode": 4,
+        "chat-gateway": None,
+    }
 
 
 def test_a_suspended_deployment_bounds_no_engine() -> None:

@@ -123,3 +123,29 @@ def test_a_wrong_setting_is_named_with_its_variable() -> None:
 
 def test_run_lists_its_environment() -> None:
     assert "HEADRACE_NAMESPACES" in call("run", "--help").output
+
+
+@pytest.fixture
+def sized(tmp_path: Path) -> Path:
+    path = tmp_path / "sized.yaml"
+    sample = Sample().set("roles", [{"name": "serve", "scaling": {"min": 2, "max": 6}}]).set("scaling.mode", "SLO")
+    sample.set("slo", {"ttft": {"target": "1s"}}).set("scaling.toZero", {"after": "10s"})
+    path.write_text(yaml.safe_dump(sample.build()))
+    return path
+
+
+def test_roles_whose_sizes_are_decided_are_shown_at_their_least_which_is_said(sized: Path) -> None:
+    said = "# scaling.mode SLO decides sizes (serve 2 to 6): roles are shown at their least"
+    objects = call("plan", sized)
+    assert sum(obj["kind"] == "Pod" for obj in yaml.safe_load_all(objects.stdout)) == 3
+    assert said in objects.stderr
+    local = call("plan", "--contracts", "local", sized)
+    assert len(LocalContract.model_validate(json.loads(local.stdout)).nodes) == 2
+    steps = call("plan", "--simulate", sized)
+    assert said in steps.stderr
+    assert steps.stdout.splitlines()[-2].split()[-2:] == ["2", "2"]
+    assert steps.stdout.splitlines()[-1].startswith("UpToDate")
+
+
+def test_nothing_is_said_of_sizes_that_are_fixed(file: Path) -> None:
+    assert "decides sizes" not in call("plan", file).stderr

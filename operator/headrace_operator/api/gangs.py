@@ -34,7 +34,7 @@ def equal_parts(spec: InferenceDeploymentSpec) -> Problems:
 def whole_engines_only(spec: InferenceDeploymentSpec) -> Problems:
     for path, role in _spread(spec):
         uses = {
-            "parallelism.data: set it to 1, and raise replicas": role.parallelism.data > 1,
+            "parallelism.data: set it to 1, and have more engines": role.parallelism.data > 1,
             "spec.kvCache.host and disk: remove them": spec.kv_cache.host is not None,
             "spec.engine.lora: remove it": spec.engine.lora is not None,
         }

@@ -73,7 +73,8 @@ def gateway(subject: Subject, share: contract.CanaryShare | None = None) -> cont
 
 def local(subject: Subject, revision: str) -> contract.LocalContract:
     """The whole deployment as processes of one machine: every engine of every role, one gateway, plain folders, and
-    neither a Ray token nor API keys, which only a cluster has.
+    neither a Ray token nor API keys, which only a cluster has. Nobody decides sizes there: a role with bounds has its
+    least.
 
     ValueError: the spec needs a volume claim or a Secret, which only a cluster has.
     """
