@@ -62,6 +62,7 @@ class Recorder:
             seconds=self._seconds,
             requests=float(len(window.arrived)),
             prompt=sum(prompts) / len(prompts) if prompts else None,
+            long_prompt=_quantile(prompts, aim.ttft),
             cached=max(0.0, 1 - computed / of) if of else None,
             output=sum(window.outputs) / len(window.outputs) if window.outputs else None,
             ttft=_quantile(window.firsts, aim.ttft),

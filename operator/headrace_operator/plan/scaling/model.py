@@ -23,7 +23,7 @@ USUAL_SPREAD: Final = 3.0
 STEADY_WINDOWS: Final = 3
 HAND_OVER_STEPS: Final = 2.5
 """Of a decode engine, between a computed prompt and its first token: half of one until the engine looks, one while the
-blocks are fetched, one to write the token. Counted as steps of an empty batch: a full one is a little slower."""
+blocks are fetched, one to write the token."""
 ABOUT: Final = 1.1
 """As good as."""
 LEAST_PACE: Final = 1e-7
@@ -44,6 +44,8 @@ class Load:
     long_prompt: float
     cached: float
     output: float
+    batch: float = 0.0
+    """Mean answers that a decode engine writes at a time, as far as was measured."""
 
     @property
     def computed(self) -> float:
@@ -99,7 +101,7 @@ def predicted(model: Model, load: Load, role: Role, engines: int, aim: Aim) -> t
     target."""
     ttft, itl = aim.ttft, aim.itl
     if role.name == "prefill":
-        return (HAND_OVER_STEPS * model.step + first_token(model, load, engines, ttft.share) if ttft else None), None
+        return (_hand_over(model, load) + first_token(model, load, engines, ttft.share) if ttft else None), None
     if role.name == "decode":
         return None, (between_tokens(model, load, engines, itl.share) if itl else None)
     # Both on one engine: each phase has what the other leaves.
@@ -167,9 +169,9 @@ def load_of(windows: Sequence[Window], rate: float) -> Load | None:
 
     prompt = mean([w.prompt or 0.0 for w in told])
     long = mean([USUAL_SPREAD * (w.prompt or 0.0) if w.long_prompt is None else w.long_prompt for w in told])
-    return Load(
-        rate, prompt, max(prompt, long), mean([w.cached or 0.0 for w in told]), mean([w.output or 0.0 for w in told])
-    )
+    batch = mean([(w.writing or 0.0) / max(1.0, w.engines.get("decode", 1.0)) for w in told])
+    cached, output = mean([w.cached or 0.0 for w in told]), mean([w.output or 0.0 for w in told])
+    return Load(rate, prompt, max(prompt, long), cached, output, batch)
 
 
 def fit(model: Model, windows: Sequence[Window], aim: Aim) -> Model:
@@ -207,7 +209,7 @@ def _fit_pace(model: Model, window: Window, aim: Aim) -> Model:
     patience = aim.ttft.seconds if aim.ttft else math.inf
     if not engines or load is None or window.usual_ttft is None or (window.waiting or 0.0) > patience:
         return model
-    even, usual = replace(load, long_prompt=load.prompt), _before_hand_over(model, window, window.usual_ttft)
+    even, usual = replace(load, long_prompt=load.prompt), _before_hand_over(model, load, window.usual_ttft, window)
     low, high = math.log(LEAST_PACE), math.log(MOST_PACE)
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -245,7 +247,7 @@ def _fit_first(model: Model, window: Window, target: Target) -> Model:
     if not engines or load is None or window.ttft is None or (window.waiting or 0.0) > target.seconds:
         return model
     longest = load.long_prompt * (1 - load.cached) * model.pace
-    measured = _before_hand_over(model, window, window.ttft)
+    measured = _before_hand_over(model, load, window.ttft, window)
     said = first_token(replace(model, queueing=1.0), load, max(1, round(engines)), target.share) - longest
     if not math.isfinite(said) or said <= 0:
         return model
@@ -253,10 +255,13 @@ def _fit_first(model: Model, window: Window, target: Target) -> Model:
     return replace(model, queueing=model.queueing * math.pow(ratio, _gain(ratio) * said / (said + longest)))
 
 
-def _before_hand_over(model: Model, window: Window, ttft: float) -> float:
+def _hand_over(model: Model, load: Load) -> float:
+    return HAND_OVER_STEPS * (model.step + (model.per_request + model.per_token * load.context) * load.batch)
+
+
+def _before_hand_over(model: Model, load: Load, ttft: float, window: Window) -> float:
     """What of a time to first token prefill engines took. Never nothing: the steps are an estimate."""
-    steps = HAND_OVER_STEPS * model.step if "prefill" in window.engines else 0.0
-    return max(ttft / 10, ttft - steps)
+    return max(ttft / 10, ttft - _hand_over(model, load)) if "prefill" in window.engines else ttft
 
 
 def _gain(ratio: float) -> float:
