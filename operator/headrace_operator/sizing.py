@@ -1,8 +1,8 @@
 """Step 4 of a pass: how many engines each role is to have. The rim around `plan/sizes.py`; called by reconcile.
 
 Where sizes are decided by figures, gateways are asked and a policy answers once in `EVERY_SECONDS`, however many passes
-there are: between readings the sizes of the status hold. While the spec is paused or suspended nothing is decided. In
-Fixed mode nobody is asked anything, and in External mode the InferenceRoles say it.
+there are: between readings the sizes of the status hold. While the spec is paused or suspended, or the deployment
+sleeps, nothing is decided. In Fixed mode nobody is asked anything, and in External mode the InferenceRoles say it.
 """
 
 import logging
@@ -43,7 +43,8 @@ async def size(
     if spec.scaling.mode == "External":
         return external_sizes(spec, previous, observed.children.values())
     clock = world.clock()
-    if not _by_figures(spec) or spec.paused or not world.readings.due(ref.uid, clock):
+    asleep = previous.scaling is not None and previous.scaling.asleep_since is not None
+    if not _by_figures(spec) or spec.paused or asleep or not world.readings.due(ref.uid, clock):
         return sized(spec, previous, now)
     told = await read_figures(world.runtime, observed)
     world.readings.note(ref.uid, clock, told, _ready(spec, observed))
@@ -68,7 +69,7 @@ async def _answer(world: World, ref: Ref, spec: InferenceDeploymentSpec, ask: As
 
 def next_reading(world: World, known: Known) -> float | None:
     """Seconds until gateways are to be asked again. None: they are not."""
-    if known.subject is None or known.paused or not _by_figures(known.subject.spec):
+    if known.subject is None or known.paused or known.asleep or not _by_figures(known.subject.spec):
         return None
     newest = world.readings.newest(known.ref.uid)
     if newest is None:

@@ -3,8 +3,9 @@ here.
 
 Wakes that come while a pass runs, or in the moment before it, melt into one further pass. Where all turns are taken, a
 user's edit goes before what only has to be looked at again (`turns.py`). A pass that failed is repeated with growing
-pauses that start anew after a success. A worker forgets nothing it would miss: all it has is a flag, an urgency and a
-count of failures. Called by `handlers.py`; errors of every kind end here, in the log and the metrics.
+pauses that start anew after a success. A worker forgets nothing it would miss: all it has is a flag, an urgency, a
+count of failures, and whom to listen to while its object sleeps (`sleepers.py`). Called by `handlers.py`; errors of
+every kind end here, in the log and the metrics.
 """
 
 import asyncio

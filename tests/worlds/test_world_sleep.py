@@ -1,6 +1,7 @@
 """A deployment that goes to sleep and wakes: the real pass over a world in memory, with gateways that count and hold as
 they are told."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.errors import ClusterError
+from headrace_operator.plan.scaling import Answer, Ask
+from headrace_operator.policies import Policy
 from headrace_operator.state import Look
 from headrace_operator.testing import Sample, Scene
 from headrace_runtime.contract import CONTRACT_FILE, DemandFigures, GatewayContract, GatewayFigures, Hold
@@ -354,7 +357,7 @@ async def test_an_operator_that_starts_anew_goes_on_as_before() -> None:
 
 
 async def test_an_operator_that_is_cut_off_at_any_write_ends_asleep_and_awake_all_the_same() -> None:
-    for cut in range(12):
+    for cut in range(8):
         scene, gateways = await awake()
         left = [cut]
 
@@ -364,7 +367,7 @@ async def test_an_operator_that_is_cut_off_at_any_write_ends_asleep_and_awake_al
                 raise ClusterError("PATCH", 500, "InternalError", "cut off")
 
         scene.cluster.before = refuse
-        for seconds in (AFTER, *[5.0] * 30):
+        for seconds in (AFTER, *[1.0] * 6):
             try:
                 await turn(scene, gateways, seconds)
             except ClusterError:
@@ -467,3 +470,44 @@ async def test_a_clock_that_is_set_loses_no_request() -> None:
         gateways.ask(held=True)
         await turn(scene, gateways)
         assert len(scene.pods()) == 3
+
+
+class Counted(Policy):
+    """Always wants the same, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    async def decide(self, name: str, ask: Ask) -> Answer:
+        self.asked += 1
+        return Answer({"prefill": 2, "decode": 3}, "Sized", "As ever.", model=ask.model)
+
+
+async def test_sizes_by_targets_go_to_nothing_too_and_come_back_as_they_were() -> None:
+    roles = [{"name": name, "scaling": {"min": 1, "max": 4}} for name in ("prefill", "decode")]
+    targets = {"ttft": {"target": "1s"}, "itl": {"target": "50ms"}}
+    scene, policy = Scene(sample(roles=roles, slo=targets, scaling__mode="SLO")), Counted()
+
+    def clock() -> float:
+        return scene.clock.timestamp()
+
+    scene.world = replace(scene.world, policy=policy, clock=clock)
+    gateways = Gateways(scene)
+    for _ in range(20):
+        gateways.ask()
+        await turn(scene, gateways, 5)
+    assert len(scene.pods()) == 5
+    for _ in range(20):
+        await turn(scene, gateways, 5)
+    assert scene.pods() == []
+    asked, writes = policy.asked, len(scene.cluster.writes)
+    for _ in range(20):
+        look = await turn(scene, gateways, 30)
+        assert look.seconds is None
+    assert (policy.asked, len(scene.cluster.writes)) == (asked, writes)
+    gateways.ask(held=True)
+    await turn(scene, gateways)
+    await turn(scene, gateways)
+    assert len(scene.pods()) == 5
+    assert {one["name"]: one["size"] for one in scene.status["scaling"]["sizes"]} == {"prefill": 2, "decode": 3}

@@ -108,7 +108,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Serve while the block runs, then drain."""
         self._reloader.look()
-        admin = web.AppRunner(self._admin(), access_log=None)
+        # Who leaves a long poll leaves its place.
+        admin = web.AppRunner(self._admin(), access_log=None, handler_cancellation=True)
         await admin.setup()
         try:
             site = web.TCPSite(admin, self._host, self._contract.admin_port)
