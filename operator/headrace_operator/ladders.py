@@ -2,19 +2,18 @@
 
 The order of rungs is the same everywhere: cannot know, does not apply, blocked (with the blockers), busy (with
 numbers), well. Messages name counts and pods, and hold nothing that changes by itself, since every new message is a
-write. `status.py` is the only caller.
+write. `status.py` is the only caller. The ladder of ScalingActive has a file of its own.
 """
 
-import re
 from collections.abc import Callable
-from typing import NamedTuple
 
-from headrace_operator import names, versions, weights
+from headrace_operator import versions, weights
 from headrace_operator.api import conditions as c
-from headrace_operator.api.conditions import Reason, Truth
+from headrace_operator.api.conditions import Reason
 from headrace_operator.api.problems import sentence
-from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, LocalRef, Model
+from headrace_operator.api.v1alpha1 import LocalRef, Model
 from headrace_operator.gangs import whole
+from headrace_operator.judgement import Judgement, nobody_wanted, sleeps, unknown
 from headrace_operator.known import (
     SHOWN,
     Known,
@@ -33,41 +32,10 @@ from headrace_operator.known import (
     silent,
 )
 from headrace_operator.kvcache import disks
+from headrace_operator.scaling_ladder import scaling_active
 from headrace_operator.state import Object
 
-
-class Judgement(NamedTuple):
-    status: Truth
-    reason: str
-    message: str
-
-
 Ladder = Callable[[Known], Judgement]
-
-
-def unknown(known: Known) -> Judgement | None:
-    """The rung that stands above all others."""
-    if known.observed.failure is not None:
-        return Judgement("Unknown", Reason.OBSERVE_FAILED, known.observed.failure)
-    if known.wanted is None:
-        return Judgement("Unknown", Reason.NOT_OBSERVED, "Nothing was made from a valid spec yet.")
-    return None
-
-
-def nobody_wanted(known: Known) -> Judgement | None:
-    """The rung of what can be said of running engines alone."""
-    if known.suspended:
-        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
-    return Judgement("Unknown", Reason.ASLEEP, sleeps(known)) if known.asleep else None
-
-
-def sleeps(known: Known) -> str:
-    zero = known.subject.spec.scaling.to_zero if known.subject is not None else None
-    quiet = f" for {zero.after}" if zero is not None else ""
-    since = known.rest.since
-    at = f" since {since:%Y-%m-%dT%H:%M:%SZ}" if since is not None else ""
-    wakes = "spec.paused is true: nothing wakes it" if known.paused else "a request waits at the gateway and wakes it"
-    return f"No engine runs{at}, as nobody had asked{quiet}; {wakes}."
 
 
 def accepted(known: Known) -> Judgement:
@@ -255,76 +223,6 @@ def kv_cache_ready(known: Known) -> Judgement:
         return Judgement("Unknown", Reason.OPENING, said)
     said = f"{found.opened} engines keep KV blocks on disk, nodes: {len(found.nodes)}."
     return Judgement("True", Reason.ON_DISK, said)
-
-
-def scaling_active(known: Known) -> Judgement:
-    if (rung := unknown(known)) is not None:
-        return rung
-    said = next((x for x in known.previous.conditions if x.type == c.SCALING_ACTIVE), None)
-    before = Judgement(said.status, said.reason, said.message) if said is not None else None
-    if known.subject is None:
-        return before or Judgement("Unknown", Reason.NOT_OBSERVED, "Not looked at yet.")
-    if known.asleep:
-        return Judgement("True", Reason.ASLEEP, sleeps(known))
-    if known.subject.spec.scaling.mode == "Fixed":
-        return _fixed(known.subject.spec)
-    if known.suspended:
-        return Judgement("Unknown", Reason.SUSPENDED, "No engine is wanted.")
-    if known.paused:
-        return Judgement("False", Reason.PAUSED, "spec.paused is true: nothing is decided.")
-    if known.subject.spec.scaling.mode == "External":
-        return scaled_by_others(known.subject.spec, known)
-    return _scaling(known, before if before is not None and before.reason in SCALING else None)
-
-
-def _fixed(spec: InferenceDeploymentSpec) -> Judgement:
-    told, zero = "The size of each role is fixed in the spec", spec.scaling.to_zero
-    if zero is None:
-        return Judgement("False", Reason.NOT_CONFIGURED, f"{told}.")
-    return Judgement("True", Reason.SCALES_TO_ZERO, f"{told}; all engines go after {zero.after} without a request.")
-
-
-SCALING: dict[str, Truth] = {
-    Reason.SIZED: "True",
-    Reason.POLICY_FAILED: "True",
-    Reason.FIGURES_MISSING: "Unknown",
-    Reason.TARGET_OUT_OF_REACH: "False",
-    Reason.CAP_TOO_SMALL: "False",
-}
-"""What a policy's verdicts mean. Where one's own failed the built-in one decides in its place."""
-
-
-def _scaling(known: Known, before: Judgement | None) -> Judgement:
-    """What the policy said last: it is not asked in every pass. Its words are told anew where they say something else,
-    and not for every figure in them."""
-    sized = known.scaling
-    if sized is None or not sized.verdict:
-        return before or Judgement("Unknown", Reason.FIGURES_MISSING, "No gateway was asked for figures yet.")
-    dry = known.subject is not None and known.subject.spec.scaling.dry_run
-    message = f"{sized.message}{' Dry run: not carried out.' if dry else ''}"
-    found = Judgement(SCALING[sized.verdict], sized.verdict, message)
-    if before is None or sized.decisions or before.reason != found.reason:
-        return found
-    return before if alike(before.message, message, much=sized.verdict != Reason.SIZED) else found
-
-
-NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-
-
-def alike(before: str, after: str, *, much: bool) -> bool:
-    """Whether two messages differ in numbers alone; with `much`, in none by more than a half."""
-    if NUMBER.sub("#", before) != NUMBER.sub("#", after):
-        return False
-    pairs = zip(NUMBER.findall(before), NUMBER.findall(after), strict=True)
-    return not much or all(abs(float(new) - float(old)) <= float(old) / 2 for old, new in pairs)
-
-
-def scaled_by_others(spec: InferenceDeploymentSpec, known: Known) -> Judgement:
-    """The sizes that are carried out, and the objects by which they are changed."""
-    assert known.wanted is not None
-    sizes, bounded = known.wanted.sizes, [role.name for role in spec.roles if role.scaling is not None]
-    told = [f"{role} {sizes[role]} by InferenceRole {names.inference_role(known.ref.name, role)}" for role in bounded]
-    return Judgement("True", Reason.EXTERNAL, f"{', '.join(told)}.")
 
 
 def progressing(known: Known) -> Judgement:

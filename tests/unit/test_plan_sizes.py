@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from headrace_operator.api.conditions import Reason
 from headrace_operator.api.status import InferenceDeploymentStatus, ScalingModel
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec
-from headrace_operator.ladders import alike
 from headrace_operator.plan.scaling import Answer, Decision, Model, Window, decide
 from headrace_operator.plan.sizes import ask_of, sized, standing
+from headrace_operator.scaling_ladder import alike
 from headrace_operator.state import Observed, Pod, Sized, Termination
 from headrace_operator.status import remembered
 from headrace_operator.testing import START, Sample
