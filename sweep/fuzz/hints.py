@@ -131,7 +131,8 @@ HINTS: dict[str, Hint] = {
     "roles[].parallelism.tensor": Hint(base="serve"),
     "roles[].name": Hint(base="serve", valid=(), boundary=("serve",), invalid=("prefill", "decode", "Nonsense", 7)),
     "roles[].replicas": Hint(valid=(2, 3), boundary=(0, 1)),
-    "roles[].scaling.min": Hint(also=SLO, valid=(2,), boundary=(0, 1), invalid=(3, -1, "many")),
+    # Not 0: the engine that is there stays until figures say more than nothing.
+    "roles[].scaling.min": Hint(also=SLO, valid=(2,), boundary=(1,), invalid=(3, -1, "many")),
     "roles[].scaling.max": Hint(also=SLO, valid=(3, 4), boundary=(1, 1000), invalid=(0, 1001, "many")),
     "scaling.toZero.after": Hint(
         valid=("1m", "10m"), boundary=("10s", "10000h"), invalid=("9s", "0s", "ten", 7),
@@ -224,6 +225,7 @@ is left to the other invariants."""
 ELSEWISE: dict[str, Effect | None] = {
     "model.servedName": "engines",
     "roles[].replicas": None,
+    "roles[].scaling": None,
     "kvCache.sharing": "objects",
     "kvCache.disk.returnToNode": None,
     "gateway.routing.policy": None,

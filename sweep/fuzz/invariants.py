@@ -240,7 +240,14 @@ def taken(step: Step) -> bool:
 def sizes(spec: Spec) -> dict[str, int]:
     """Engine pods that each role shall have, as a user would read it: an engine may be spread over several."""
     roles = spec.get("roles") or [{"name": "serve"}]
-    return {role["name"]: 0 if spec.get("suspend") else role.get("replicas", 1) * _pods(spec, role) for role in roles}
+    return {role["name"]: 0 if spec.get("suspend") else _engines(role) * _pods(spec, role) for role in roles}
+
+
+def _engines(role: Object) -> int:
+    """A role with bounds keeps within them the one engine of its base: nobody asks anything, and nobody scales it."""
+    bounds = role.get("scaling")
+    size: int = role.get("replicas", 1) if bounds is None else min(bounds["max"], max(bounds.get("min", 1), 1))
+    return size
 
 
 def _pods(spec: Spec, role: Object) -> int:
