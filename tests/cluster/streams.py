@@ -118,3 +118,25 @@ class Load:
 
     def __str__(self) -> str:
         return f"{self.answered} answered, lost: {self.lost[:3]} ({len(self.lost)}), longest {self.longest:.1f} s"
+
+
+@dataclass
+class Crowd(Load):
+    """So many clients, each of which asks again as soon as it has its answer: as much load as the engines bear, on any
+    machine, and no more."""
+
+    clients: int = 8
+
+    def _come(self, url: str, asking: list[threading.Thread]) -> None:
+        seed = int(monotonic() * 1000)
+        asking += [
+            threading.Thread(target=self._again, args=(url, seed + 1_000_000 * number), daemon=True)
+            for number in range(self.clients)
+        ]
+        for thread in asking:
+            thread.start()
+
+    def _again(self, url: str, seed: int) -> None:
+        while not self._stop.wait(0.01):
+            seed += 1
+            self._ask(url, seed)

@@ -1,0 +1,95 @@
+"""Sizes follow a real load on real engines: more prefill, then more decode, then nothing at all, and back. No request
+is lost on the way."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from headrace_operator.api import conditions as c
+from tests.cluster.deployments import Infd, Json, prompt_of, tiny
+from tests.cluster.streams import Crowd, Load, Shape, Stream
+from tests.cluster.test_deployment_roles import roles
+
+PROMPTS, ANSWERS = Shape(1800, 2), Shape(100, 300)
+CLIENTS, WRITTEN_TO = 12, 48
+"""More than one engine can prefill for, and write to, without making them wait."""
+TRIES = 5
+QUIET_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def moving(headrace: Any) -> Any:
+    infd: Infd = headrace.infd("moving")
+    manifest = tiny(infd.name)
+    manifest["spec"] |= {
+        "roles": [_bounded(role) for role in roles(infd.name, 1, 1)],
+        "slo": {"ttft": {"target": "10s"}, "itl": {"target": "1s"}},
+        "scaling": {"mode": "SLO", "toZero": {"after": f"{QUIET_SECONDS:.0f}s", "holdTimeout": "180s"}},
+        "disaggregation": {"roleChange": {"enabled": True, "cooldown": "10s"}},
+        "drain": {"timeout": "120s"},
+    }
+    infd.apply(manifest)
+    try:
+        infd.until_ready(240)
+        yield infd
+    finally:
+        infd.delete()
+
+
+def _bounded(role: Json) -> Json:
+    return {name: value for name, value in role.items() if name != "replicas"} | {"scaling": {"min": 1, "max": 2}}
+
+
+@pytest.mark.timeout(900)
+def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving: Infd) -> None:
+    aim_at_what_one_client_gets(moving)
+    prompts, answers = (
+        Crowd(moving, shapes=(PROMPTS,), clients=CLIENTS),
+        Crowd(moving, shapes=(ANSWERS,), clients=WRITTEN_TO),
+    )
+    for crowd, wanted in ((prompts, (2, 1)), (answers, (1, 2))):
+        with crowd.flowing():
+            seconds = moving.until(f"the sizes are {wanted}", lambda want=wanted: sizes(moving) == want, 240)
+        print(f"prefill, decode {wanted} after {seconds:.0f} s; {crowd}")
+    asleep = moving.until("no engine is left", lambda: not moving.pods(), QUIET_SECONDS + 180)
+    assert moving.conditions()[c.READY]["status"] == "True", moving.report()
+    print(f"asleep {asleep:.0f} s after the last request")
+    began, woken = monotonic(), Load(moving, shapes=(Shape(100, 6),))
+    with woken.flowing():
+        print(f"first answer {monotonic() - began:.1f} s after the first request")
+        moving.until("both roles are back", lambda: sizes(moving) >= (1, 1), 120)
+    print("\n".join(f"{one['role']} {one['from']} to {one['to']}: {one['reason']}" for one in decisions(moving)))
+    assert [one.lost for one in (prompts, answers, woken)] == [[], [], []]
+
+
+def aim_at_what_one_client_gets(infd: Infd) -> None:
+    """Targets that one client finds kept, and many do not, however fast the machine is."""
+    firsts, gaps = [], []
+    with infd.gateway() as url:
+        for seed in range(TRIES):
+            began = monotonic()
+            stream = Stream(url, infd.model, prompt_of(90_000 + seed, PROMPTS.prompt), ANSWERS.answer)
+            stream.until_first_token()
+            first = monotonic()
+            told = stream.rest()
+            gaps.append((monotonic() - first) / (told - 1))
+            firsts.append(first - began)
+    ttft, itl = 4 * median(firsts), 1.2 * median(gaps)
+    print(f"targets: {ttft * 1e3:.0f} ms to the first token, {itl * 1e3:.1f} ms between tokens")
+    infd.patch(slo={"ttft": {"target": f"{ttft * 1e3:.0f}ms"}, "itl": {"target": f"{max(1, round(itl * 1e3))}ms"}})
+
+
+def sizes(infd: Infd) -> tuple[int, int]:
+    """Ready engines of prefill and of decode."""
+    ready = {role["name"]: role["ready"] for role in infd.read()["status"]["roles"]}
+    return ready["prefill"], ready["decode"]
+
+
+def decisions(infd: Infd) -> list[Json]:
+    """As the status tells them, the newest first."""
+    told: list[Json] = infd.read()["status"]["scaling"]["lastDecisions"]
+    return told
