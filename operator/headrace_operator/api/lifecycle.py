@@ -58,7 +58,7 @@ class Rollout(Frozen):
     strategy: Literal["Rolling"] = "Rolling"
     """Rolling: engine by engine, within the bounds below."""
     max_surge: int = Field(default=1, ge=0, le=1000)
-    """Engines of a role above its size during a change."""
+    """Engines of a role above its size during a change; fewer where `scaling.maxAccelerators` has no room."""
     max_unavailable: int = Field(default=0, ge=0, le=1000)
     """Engines of a role below its size during a change."""
     canary: Canary | None = None

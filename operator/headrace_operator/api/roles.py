@@ -40,7 +40,7 @@ class RoleScaling(Frozen):
     """Bounds for a role whose size is not fixed."""
 
     min: Replicas = 1
-    """Fewest engines."""
+    """Fewest engines. With SLO, 0 is for prefill alone: decode engines then compute all prompts themselves."""
     max: Annotated[int, Field(ge=1, le=1000)]
     """Most engines."""
 
@@ -56,7 +56,8 @@ class Role(Frozen):
     replicas: Replicas | None = None
     """Engines of this role. Default: 1, where `scaling` is not given either."""
     scaling: RoleScaling | None = None
-    """Bounds between which `spec.scaling` moves this role. Not together with `replicas`."""
+    """Bounds between which `spec.scaling` moves this role, with mode SLO or External. Not together with `replicas`: a
+    role that has these keeps that size in every mode."""
     engine: Engine | None = Field(default=None, json_schema_extra=PARTIAL)
     """Overrides of `spec.engine` for this role: only the fields given count. `extraArgs` are merged by key,
     `env` by name, objects such as `device` are replaced whole."""
@@ -84,7 +85,8 @@ class RoleChange(Frozen):
     min_decode: int = Field(default=1, ge=0, le=1000)
     """Fewest decode engines."""
     cooldown: Duration = Duration("60s")
-    """Shortest time between two changes that the operator decides on by itself."""
+    """Shortest time between two changes of role for latency targets (`scaling.mode` SLO). Those that an edit of sizes
+    makes wait for nothing."""
 
 
 class Disaggregation(Frozen):
@@ -116,13 +118,18 @@ class Scaling(Frozen):
     """Who decides how many engines each role has."""
 
     mode: Literal["Fixed", "SLO", "External"] = "Fixed"
-    """Fixed: `roles[].replicas`. SLO: the operator, from `spec.slo`. External: whoever writes the role's scale."""
+    """Fixed: `roles[].replicas`. SLO: the operator, from `spec.slo` and what clients see, every 30 seconds. External:
+    whoever writes the role's scale. SLO and External move roles with `roles[].scaling` alone."""
     max_accelerators: int | None = Field(default=None, ge=1, le=100_000)
-    """Accelerators of all roles together, never exceeded, not even half-way through a change."""
+    """Accelerators that the engines of all roles hold together, in every mode: starting, serving and still ending ones,
+    and those of a rollout. Never exceeded, not even half-way through a change: what has no room waits until others are
+    gone, and `Progressing` says so. Where `rollout.maxUnavailable` is 0, one engine of each role is set aside for
+    rollouts. Default: no cap."""
     to_zero: ToZero | None = None
     """Scale everything away while nobody asks."""
     dry_run: bool = False
-    """Decisions are written into the status and not carried out."""
+    """Decisions are written into the status and not carried out: engines stay as many as they are, within bounds and
+    cap."""
     policy: PolicyName = "builtin"
     """builtin, or package.module:function, which the operator's settings must list. Where it fails, builtin answers."""
 
@@ -133,13 +140,14 @@ class LatencyTarget(Frozen):
     target: Duration
     """The latency."""
     percentile: int = Field(default=95, ge=1, le=99)
-    """The share of requests, in percent."""
+    """The share of the requests that are to keep it, in percent."""
 
 
 class SLO(Frozen):
-    """Service level objectives."""
+    """Service level objectives, as clients see them at the gateways. For `scaling.mode` SLO, which keeps them with as
+    few engines as it can."""
 
     ttft: LatencyTarget | None = None
-    """Time to first token."""
+    """Time to first token, waiting included. Moves `prefill`, or `serve`."""
     itl: LatencyTarget | None = None
-    """Inter-token latency."""
+    """Time between two tokens of an answer. Moves `decode`, or `serve`."""
