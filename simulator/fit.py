@@ -1,4 +1,6 @@
-"""A `Profile` from what was measured of real engines: least squares of relative errors, no cost below nothing. Pure.
+"""A `Profile` from what was measured of real engines: least squares, no cost below nothing. Pure.
+
+Errors are relative, but for hand-overs: these are small differences of measured times, and all equally unsure.
 
 What is measured are lone requests and even batches, never a load with its chances: that is what a fitted profile is
 checked against (`python -m bench fidelity`). What a step takes by itself is taken to be the same with and without
@@ -87,8 +89,8 @@ def fit(measured: Measured) -> Fitted:
     lone, pace, attention = _least_squares(
         [(1.0, one.tokens, one.tokens**2 / 2) for one in measured.prompts], [one.seconds for one in measured.prompts]
     )
-    later = [max(1e-3, one.seconds - step - per_request - per_token * one.tokens) for one in measured.hand_overs]
-    transfer_base, transfer = _least_squares([(1.0, one.tokens) for one in measured.hand_overs], later)
+    later = [one.seconds - step - per_request - per_token * one.tokens for one in measured.hand_overs]
+    transfer_base, transfer = _least_squares([(1.0, one.tokens) for one in measured.hand_overs], later, relative=False)
     alone = Profile(
         overhead=min(step, lone),
         pace=pace,
@@ -119,7 +121,8 @@ def _residuals(profile: Profile, measured: Measured) -> list[Residual]:
     found += [Residual(_name(one), one.seconds, _said(profile, one)) for one in measured.steps]
     for hand in measured.hand_overs:
         moved = profile.transfer_base + profile.transfer * hand.tokens + profile.step_seconds(1, hand.tokens)
-        found.append(Residual(f"hand-over of {hand.tokens} tokens", hand.seconds, moved))
+        whole = profile.front + profile.overhead + profile.prompt_seconds(hand.tokens)
+        found.append(Residual(f"prompt of {hand.tokens} tokens, handed over", whole + hand.seconds, whole + moved))
     for one in measured.crowded:
         said = (1 + profile.crowding) * _said(profile, one)
         found.append(Residual(f"{_name(one)}, beside another", one.seconds, said))
@@ -132,32 +135,35 @@ def _name(one: Prompt | Step) -> str:
     return f"step of {one.requests} answers, {one.context:.0f} tokens of context"
 
 
-def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """One coefficient for each column, none below 0, with the least squares of relative errors. Exact, for the few
-    columns there are: of all choices of columns that may be used, the best whose coefficients are all above 0."""
-    scaled = [[cell / value for cell in row] for row, value in zip(rows, values, strict=True)]
+def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], *, relative: bool = True) -> list[float]:
+    """One coefficient for each column, none below 0, with the least squares of errors. Exact, for the few columns there
+    are: of all choices of columns that may be used, the best whose coefficients are all above 0."""
+    weights = [1 / value if relative else 1.0 for value in values]
+    scaled = [[cell * weight for cell in row] for row, weight in zip(rows, weights, strict=True)]
+    aims = [value * weight for value, weight in zip(values, weights, strict=True)]
     columns = range(len(rows[0]))
-    best, least = [0.0 for _ in columns], float(len(rows))
+    best, least = [0.0 for _ in columns], sum(aim**2 for aim in aims)
     for used in chain.from_iterable(combinations(columns, count) for count in range(1, len(columns) + 1)):
-        found = _solved([[row[column] for column in used] for row in scaled])
+        found = _solved([[row[column] for column in used] for row in scaled], aims)
         if found is None or min(found) < 0:
             continue
         whole = [0.0 for _ in columns]
         for column, coefficient in zip(used, found, strict=True):
             whole[column] = coefficient
-        error = sum((sum(c * cell for c, cell in zip(whole, row, strict=True)) - 1) ** 2 for row in scaled)
+        said = [sum(c * cell for c, cell in zip(whole, row, strict=True)) for row in scaled]
+        error = sum((one - aim) ** 2 for one, aim in zip(said, aims, strict=True))
         if error < least:
             best, least = whole, error
     return best
 
 
-def _solved(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """With what coefficients the rows come closest to 1: the normal equations, by elimination. None: with several."""
+def _solved(rows: Sequence[Sequence[float]], aims: Sequence[float]) -> list[float] | None:
+    """Coefficients that bring the rows closest to the aims: the normal equations, by elimination. None: several do."""
     size = len(rows[0])
     # Columns differ by many orders of magnitude: tokens, and their squares.
     scale = [max(abs(row[column]) for row in rows) or 1.0 for column in range(size)]
     left = [[sum(row[a] / scale[a] * row[b] / scale[b] for row in rows) for b in range(size)] for a in range(size)]
-    right = [sum(row[a] / scale[a] for row in rows) for a in range(size)]
+    right = [sum(row[a] / scale[a] * aim for row, aim in zip(rows, aims, strict=True)) for a in range(size)]
     for pivot in range(size):
         swap = max(range(pivot, size), key=lambda at: abs(left[at][pivot]))
         left[pivot], left[swap], right[pivot], right[swap] = left[swap], left[pivot], right[swap], right[pivot]

@@ -75,6 +75,15 @@ def test_noise_moves_what_the_profile_says_by_no_more_than_itself(seed: int) -> 
     assert min(vars(found).values()) >= 0
 
 
+def test_one_hand_over_that_seemed_to_take_no_time_does_not_decide() -> None:
+    seen = measured(TRUE)
+    odd = replace(seen.hand_overs[0], seconds=0.0)
+    found = fit(replace(seen, hand_overs=[odd, *seen.hand_overs[1:], *seen.hand_overs, *seen.hand_overs])).profile
+    assert found.transfer_base + 512 * found.transfer == pytest.approx(
+        TRUE.transfer_base + 512 * TRUE.transfer, rel=0.4
+    )
+
+
 def test_a_cost_that_is_not_there_is_none() -> None:
     plain = replace(TRUE, attention=0.0, per_token=0.0, crowding=0.0, front=0.0)
     assert vars(fit(measured(plain)).profile) == pytest.approx(vars(plain), rel=1e-6, abs=1e-12)
