@@ -18,6 +18,7 @@ PROMPTS, ANSWERS = Shape(1800, 2), Shape(100, 300)
 CLIENTS, WRITTEN_TO = 12, 48
 """More than one engine can prefill for, and write to, without making them wait."""
 TRIES = 5
+LAX = {"target": "60s"}
 QUIET_SECONDS = 60.0
 
 
@@ -27,7 +28,7 @@ def moving(headrace: Any) -> Any:
     manifest = tiny(infd.name)
     manifest["spec"] |= {
         "roles": [_bounded(role) for role in roles(infd.name, 1, 1)],
-        "slo": {"ttft": {"target": "10s"}, "itl": {"target": "1s"}},
+        "slo": {"ttft": LAX, "itl": LAX},
         "scaling": {"mode": "SLO", "toZero": {"after": f"{QUIET_SECONDS:.0f}s", "holdTimeout": "180s"}},
         "disaggregation": {"roleChange": {"enabled": True, "cooldown": "10s"}},
         "drain": {"timeout": "120s"},
@@ -46,15 +47,19 @@ def _bounded(role: Json) -> Json:
 
 @pytest.mark.timeout(900)
 def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving: Infd) -> None:
-    aim_at_what_one_client_gets(moving)
-    prompts, answers = (
-        Crowd(moving, shapes=(PROMPTS,), clients=CLIENTS),
-        Crowd(moving, shapes=(ANSWERS,), clients=WRITTEN_TO),
-    )
-    for crowd, wanted in ((prompts, (2, 1)), (answers, (1, 2))):
+    ttft, itl = what_one_client_gets(moving)
+    prompts = Crowd(moving, shapes=(PROMPTS,), clients=CLIENTS)
+    answers = Crowd(moving, shapes=(ANSWERS,), clients=WRITTEN_TO)
+    # Engines of both roles share the cores here, so that each phase of the work is late where the other one is busy:
+    # one target at a time.
+    for crowd, slo, wanted in (
+        (prompts, {"ttft": target(4 * ttft), "itl": LAX}, (2, 1)),
+        (answers, {"ttft": LAX, "itl": target(1.2 * itl)}, (1, 2)),
+    ):
+        moving.patch(slo=slo)
         with crowd.flowing():
             seconds = moving.until(f"the sizes are {wanted}", lambda want=wanted: sizes(moving) == want, 240)
-        print(f"prefill, decode {wanted} after {seconds:.0f} s; {crowd}")
+        print(f"prefill, decode {wanted} after {seconds:.0f} s; {slo}; {crowd}")
     asleep = moving.until("no engine is left", lambda: not moving.pods(), QUIET_SECONDS + 180)
     assert moving.conditions()[c.READY]["status"] == "True", moving.report()
     print(f"asleep {asleep:.0f} s after the last request")
@@ -66,8 +71,8 @@ def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving
     assert [one.lost for one in (prompts, answers, woken)] == [[], [], []]
 
 
-def aim_at_what_one_client_gets(infd: Infd) -> None:
-    """Targets that one client finds kept, and many do not, however fast the machine is."""
+def what_one_client_gets(infd: Infd) -> tuple[float, float]:
+    """Seconds to the first token of a long prompt, and between tokens, on this machine."""
     firsts, gaps = [], []
     with infd.gateway() as url:
         for seed in range(TRIES):
@@ -78,9 +83,11 @@ def aim_at_what_one_client_gets(infd: Infd) -> None:
             told = stream.rest()
             gaps.append((monotonic() - first) / (told - 1))
             firsts.append(first - began)
-    ttft, itl = 4 * median(firsts), 1.2 * median(gaps)
-    print(f"targets: {ttft * 1e3:.0f} ms to the first token, {itl * 1e3:.1f} ms between tokens")
-    infd.patch(slo={"ttft": {"target": f"{ttft * 1e3:.0f}ms"}, "itl": {"target": f"{max(1, round(itl * 1e3))}ms"}})
+    return median(firsts), median(gaps)
+
+
+def target(seconds: float) -> Json:
+    return {"target": f"{max(1, round(seconds * 1e3))}ms"}
 
 
 def sizes(infd: Infd) -> tuple[int, int]:
