@@ -158,6 +158,8 @@ def roles_ready(known: Known) -> Judgement:
     if known.asleep:
         return Judgement("True", Reason.ASLEEP, sleeps(known))
     numbers = counts(known, wanted)
+    if not any(size for role, size in wanted.sizes.items() if role != "prefill"):
+        return Judgement("False", Reason.SCALED_TO_ZERO, f"{numbers} ready: no engine is wanted that could answer.")
     if all(ready_of(known, role) >= size for role, size in required(known, wanted).items()):
         return Judgement("True", Reason.ENGINES_READY, f"{numbers} ready.")
     found = blockers(p for p in known.observed.engines() if not p.ready)

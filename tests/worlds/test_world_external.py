@@ -189,6 +189,25 @@ async def test_a_suspended_deployment_has_no_engines_and_then_what_was_asked_for
     assert (sizes(scene)["decode"], role(scene)["spec"]["replicas"]) == (3, 3)
 
 
+async def test_a_deployment_that_is_scaled_to_no_engine_says_that_nobody_answers_and_asks_itself_nothing() -> None:
+    scene = await ready(Sample().split(1, 1))
+    scene.edit(external({"scaling": {"min": 0, "max": 4}}))
+    await scene.settle()
+    scale(scene, 0)
+    await scene.settle()
+    assert sizes(scene) == {"prefill": 1, "decode": 0}
+    for kind in (c.ROLES_READY, c.READY):
+        assert (scene.condition(kind), scene.reason(kind)) == ("False", Reason.SCALED_TO_ZERO)
+    assert scene.condition(c.DEGRADED) == "False"
+    start, asked = len(scene.cluster.writes), len(scene.runtime.questions)
+    for _ in range(3):
+        assert (await scene.reconcile()).seconds is None
+    assert (len(scene.cluster.writes), len(scene.runtime.questions)) == (start, asked)
+    scale(scene, 1)
+    await scene.settle()
+    assert (scene.condition(c.READY), len(scene.runtime.questions)) == ("True", asked + 1)
+
+
 async def test_a_paused_deployment_carries_nothing_out_and_still_counts() -> None:
     scene = await ready(external(BOUNDED))
     scene.edit(external(BOUNDED).set("paused", True))

@@ -105,6 +105,7 @@ class Reason:
     RANKS_MISSING: Final = "RanksMissing"
     RANK_LOST: Final = "RankLost"
     DRAINING: Final = "Draining"
+    SCALED_TO_ZERO: Final = "ScaledToZero"
 
     # GatewayReady.
     GATEWAY_ANSWERS: Final = "GatewayAnswers"
