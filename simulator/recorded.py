@@ -148,6 +148,8 @@ def _engines(fleet: Fleet, now: float) -> Iterator[RecordedPod]:
         leaving = sorted(there, key=_gone)[: max(0, len(there) - _size(fleet, role, now))]
         for engine in there:
             ready = engine.ready_at <= now
+            # Those of the beginning had been started before it.
+            created = engine.created if engine.created < engine.ready_at else engine.created - fleet.setting.cold_start
             yield RecordedPod(
                 name=engine.name,
                 component="engine",
@@ -155,7 +157,7 @@ def _engines(fleet: Fleet, now: float) -> Iterator[RecordedPod]:
                 revision="r",
                 ready=ready,
                 going=engine in leaving,
-                created=_at(engine.created),
+                created=_at(created),
                 ready_since=_at(engine.ready_at) if ready else None,
             )
 

@@ -67,6 +67,8 @@ def _steps(times: Sequence[float], values: Sequence[int | None], most: int, top:
     found: list[str] = []
     before: int | None = None
     for time, value in zip(times, values, strict=True):
+        if value == before and time != times[-1]:
+            continue
         x = LEFT + (WIDE - 10 - LEFT) * time / max(1.0, times[-1])
         if before is not None:
             found.append(f"H{x:.1f}")

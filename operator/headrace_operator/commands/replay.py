@@ -16,11 +16,14 @@ from headrace_operator.api.types import Frozen
 from headrace_operator.commands.caller import output_option
 from headrace_operator.commands.plot import drawn
 from headrace_operator.commands.recording import Moment, RecordingError, Session, sessions
-from headrace_operator.commands.replaying import Run, Sizes, recorded, replayed
+from headrace_operator.commands.replaying import Run, Sizes, needed, recorded, replayed
 from headrace_operator.commands.text import table
 from headrace_operator.ownpolicy.loading import BUILTIN
 from headrace_operator.state import Object
 
+NEED: Final = (
+    "Needed: the fewest engines that keep the targets under the measured load, by what was learnt until the end."
+)
 OPEN_LOOP: Final = (
     "Open loop: latencies and ready engines are those of the recorded sizes, whatever a policy would have had.\n"
     "It shows what a policy decides of the same figures, not what would have come of it: see headrace simulate."
@@ -153,7 +156,7 @@ def lines(name: str, recording: Sequence[Session], runs: Sequence[Run], needs: S
         for run in runs
     ]
     yield from table(["", "ENGINE-SECONDS", "CHANGES", "MINUTES BELOW NEED", "FAILED"], sums)
-    yield "Need: the fewest engines that keep the targets under the measured load, by the built-in model of it."
+    yield NEED
     for run in runs:
         yield from _decided(run)
 
@@ -189,7 +192,7 @@ def as_json(recording: Sequence[Session], runs: Sequence[Run], needs: Sequence[S
         "deployment": f"{head.namespace}/{head.name}",
         "openLoop": True,
         "times": [step.at.isoformat() for step in runs[0].steps],
-        "needed": [None if needed is None else dict(needed) for needed in needs],
+        "needed": [None if sizes is None else dict(sizes) for sizes in needs],
         "runs": [
             {
                 "name": run.name,
@@ -210,10 +213,10 @@ def _wire(value: Frozen) -> Object:
 
 
 async def _all(recording: Sequence[Session], policies: Sequence[str]) -> tuple[list[Run], list[Sizes | None]]:
-    """What was recorded and every policy, and what was needed: the built-in policy's model is the yardstick for all."""
+    """What was recorded and every policy, and what was needed, by what the built-in one learnt."""
     measure = await replayed(recording, BUILTIN, Path.cwd())
     others = [measure if name == BUILTIN else await replayed(recording, name, Path.cwd()) for name in policies]
-    return [recorded(recording), *others], [step.need for step in measure.steps]
+    return [recorded(recording), *others], needed(measure)
 
 
 @click.command()

@@ -47,8 +47,8 @@ class Step:
     verdict: str = ""
     """A reason of ScalingActive. Empty: nothing was decided about."""
     message: str = ""
-    need: Sizes | None = None
-    """Engines that the load of the last two windows needs, as the built-in model sees it. None: it is not known."""
+    ask: Ask | None = None
+    """What was known, with the model as it was learnt by then. None: of what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,20 @@ class _Replay:
         self._scaling = remembered(sized, previous.scaling)
         windows = world.readings.windows(ref.uid, self.clock, aim_of(spec))
         ask = ask_of(spec, observed, previous, windows, moment.at, world.learnt.get(ref.uid))
-        needed = needs(ask, ask.model)
-        return Step(moment.at, 0.0, sized.sizes, sized.decisions, sized.verdict, sized.message, needed)
+        return Step(moment.at, 0.0, sized.sizes, sized.decisions, sized.verdict, sized.message, ask)
 
 
-def needs(ask: Ask, model: Model) -> dict[str, int] | None:
-    """Fewest engines of each role that keep the targets under the load of the last two windows, by the model; the most
-    where no number does. None: the load is not known."""
+def needed(run: Run) -> list[Sizes | None]:
+    """Engines that each moment's load needed, in hindsight: by the model as it was learnt in the end. None: the load is
+    not known."""
+    last = run.steps[-1].ask
+    assert last is not None
+    return [_need(step.ask, last.model) if step.ask is not None else None for step in run.steps]
+
+
+def _need(ask: Ask, model: Model) -> dict[str, int] | None:
+    """Fewest engines of each role that keep the targets under the load of the last two windows; the role's most where
+    no number does."""
     ask = sane(ask)
     rate, lengths = level(ask.windows), load_of(ask.windows[:6], 1.0)
     if rate is None or (lengths is None and rate > 0):
