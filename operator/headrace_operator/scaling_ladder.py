@@ -56,7 +56,7 @@ def _scaling(known: Known, before: Judgement | None) -> Judgement:
     and not for every figure in them."""
     sized = known.scaling
     if sized is None or not sized.verdict:
-        return before or Judgement("Unknown", Reason.FIGURES_MISSING, "No gateway was asked for figures yet.")
+        return before or Judgement("Unknown", Reason.FIGURES_MISSING, "Gateways were not asked twice yet.")
     dry = known.subject is not None and known.subject.spec.scaling.dry_run
     message = f"{sized.message}{' Dry run: not carried out.' if dry else ''}"
     found = Judgement(SCALING[sized.verdict], sized.verdict, message)

@@ -7,7 +7,7 @@ sleeps, nothing is decided. In Fixed mode nobody is asked anything, and in Exter
 
 import logging
 from datetime import datetime
-from random import uniform
+from zlib import crc32
 
 from headrace_operator import metrics
 from headrace_operator.api.conditions import Reason
@@ -26,7 +26,7 @@ from headrace_operator.world import World
 logger = logging.getLogger(__name__)
 
 SPREAD_SECONDS = 3.0
-"""So much later than due, by chance: deployments that were seen first in one moment are not read in one for ever."""
+"""A reading may be so much later than due."""
 
 
 async def size(
@@ -49,6 +49,9 @@ async def size(
     told = await read_figures(world.runtime, observed)
     world.readings.note(ref.uid, clock, told, _ready(spec, observed))
     windows = world.readings.windows(ref.uid, clock, aim_of(spec))
+    if not windows:
+        # One reading is no window: what was said before this process began holds on until the next.
+        return sized(spec, previous, now)
     ask = ask_of(spec, observed, previous, windows, now, world.learnt.get(ref.uid))
     answer = await _answer(world, ref, spec, ask)
     # A policy of the user's own may keep no model.
@@ -74,7 +77,9 @@ def next_reading(world: World, known: Known) -> float | None:
     newest = world.readings.newest(known.ref.uid)
     if newest is None:
         return 0.0
-    return max(0.0, newest.at + EVERY_SECONDS - world.clock()) + uniform(0.0, SPREAD_SECONDS)  # noqa: S311
+    # Of some length of its own each, so that those that were seen first in one moment drift apart.
+    spread = SPREAD_SECONDS * (crc32(known.ref.uid.encode()) % 1000) / 1000
+    return max(0.0, newest.at + EVERY_SECONDS - world.clock()) + spread
 
 
 def soonest(one: float | None, other: float | None) -> float | None:

@@ -52,8 +52,10 @@ async def live(scene: Scene, traffic: Traffic, seconds: float) -> None:
         scene.clock += timedelta(seconds=0 if changed else look.seconds or 60.0)
 
 
-async def running(rate: float = 5.0, seconds: float = 300.0, **scaling: Any) -> tuple[Scene, Traffic]:
-    scene = Scene(sample(**scaling))
+async def running(
+    rate: float = 5.0, seconds: float = 300.0, gateways: int = 1, **scaling: Any
+) -> tuple[Scene, Traffic]:
+    scene = Scene(sample(**scaling).set("gateway", {"replicas": gateways}))
     await scene.settle()
     assert (scene.condition(c.READY), sizes(scene)) == ("True", {"prefill": 1, "decode": 1})
     traffic = Traffic(scene, rate)
@@ -93,12 +95,12 @@ async def test_more_requests_give_more_prefill_engines_at_once_and_the_status_sa
     assert [reason for _, reason, _ in scene.cluster.events].count("ScaledUp") == len(decisions(scene))
 
 
-async def test_longer_answers_give_more_decode_engines_and_no_prefill_engine() -> None:
+async def test_longer_answers_give_more_decode_engines() -> None:
     scene, traffic = await running()
     traffic.output = 3000.0
-    await live(scene, traffic, 4 * EVERY_SECONDS)
-    assert sizes(scene)["prefill"] == 1
-    assert sizes(scene)["decode"] > 1
+    await live(scene, traffic, 10 * EVERY_SECONDS)
+    assert sizes(scene)["decode"] >= 3
+    assert sizes(scene)["decode"] > sizes(scene)["prefill"]
 
 
 async def test_while_engines_are_on_their_way_it_stays_ready_and_is_said_to_scale() -> None:
@@ -145,6 +147,41 @@ async def test_without_figures_nothing_gets_smaller_and_nobody_says_that_it_is_w
     assert scene.condition(c.SCALING_ACTIVE) == "True"
 
 
+async def test_one_of_two_gateways_that_says_nothing_is_not_half_of_the_load() -> None:
+    scene, traffic = await running(rate=30.0, gateways=2)
+    before = sizes(scene)
+    traffic.away = {"chat-gateway-1"}
+    await live(scene, traffic, 1200)
+    assert (sizes(scene), scene.reason(c.SCALING_ACTIVE)) == (before, "FiguresMissing")
+
+
+async def test_gateways_are_asked_once_in_half_a_minute_however_many_passes_there_are() -> None:
+    scene, _ = await running()
+    asked: list[str] = []
+    scene.runtime.figures = listening(asked)  # type: ignore[method-assign, assignment]
+    looks = []
+    for _ in range(100):
+        look = await scene.reconcile()
+        looks.append(look.seconds)
+        scene.clock += timedelta(seconds=2)
+    assert len(asked) in (10, 11)
+    assert all(seconds is not None and seconds <= EVERY_SECONDS + 3 for seconds in looks)
+
+
+async def test_accelerators_of_all_roles_stay_within_the_cap_and_that_is_said() -> None:
+    capped = sample(maxAccelerators=4).set("engine.device", {"resource": "nvidia.com/gpu"})
+    scene = Scene(capped)
+    await scene.settle()
+    traffic = Traffic(scene, 5.0)
+    await live(scene, traffic, 120)
+    traffic.rate = 60.0
+    for _ in range(10):
+        await live(scene, traffic, 20)
+        assert len(scene.pods()) <= 4
+    assert (scene.condition(c.SCALING_ACTIVE), scene.reason(c.SCALING_ACTIVE)) == ("False", "TargetOutOfReach")
+    assert "cap of accelerators" in scene.judged(c.SCALING_ACTIVE)["message"]
+
+
 async def test_a_gateway_that_starts_anew_is_no_load_that_fell() -> None:
     scene, traffic = await running(rate=30.0)
     before = sizes(scene)
@@ -157,7 +194,9 @@ async def test_a_gateway_that_starts_anew_is_no_load_that_fell() -> None:
 async def test_an_operator_that_starts_anew_keeps_the_sizes_and_what_was_learnt() -> None:
     scene, traffic = await running(rate=30.0)
     before, model = sizes(scene), scene.status["scaling"]["model"]
-    scene.world = anew(scene)
+    scene.world, writes = anew(scene), len(scene.cluster.writes)
+    await live(scene, traffic, EVERY_SECONDS)
+    assert len(scene.cluster.writes) == writes
     traffic.rate = 0.0
     await live(scene, traffic, 3 * EVERY_SECONDS)
     assert (sizes(scene), scene.status["scaling"]["model"]) == (before, model)
@@ -283,11 +322,11 @@ async def test_while_a_rollout_goes_on_a_role_may_grow_and_does_not_get_smaller(
     before = sizes(scene)
     scene.edit(sample().set("engine.dtype", "float16"))
     traffic.rate = 0.0
-    end = scene.clock + timedelta(seconds=900)
+    end = scene.clock + timedelta(seconds=700)
     while scene.clock < end:  # the new engines never start
         traffic.flow()
         await scene.reconcile()
-        scene.clock += timedelta(seconds=10)
+        scene.clock += timedelta(seconds=20)
     assert (scene.reason(c.PROGRESSING), sizes(scene)) == ("RollingOut", before)
 
 
