@@ -18,12 +18,15 @@ from prometheus_client import REGISTRY
 
 from headrace_operator import policies
 from headrace_operator.api.conditions import Reason
+from headrace_operator.errors import SettingsError
 from headrace_operator.ownpolicy import process
 from headrace_operator.ownpolicy.loading import NotLoadedError, load
 from headrace_operator.ownpolicy.process import Failure, Limits, answer_in
 from headrace_operator.plan.scaling import Aim, Answer, Ask, Role, Target, Window, decide
 from headrace_operator.plan.scaling.wire import ask_to_json
 from headrace_operator.policies import FIRST_PAUSE, LATELY_SECONDS, Policy
+from headrace_operator.settings import Settings
+from headrace_operator.settings import load as load_settings
 
 POLICIES = """
 import os, sys, time
@@ -67,7 +70,7 @@ def mistaken(ask):
     return Answer({"prefil": 3}, "Sized", "")
 
 def writes(ask):
-    with open("/tmp/headrace-a-policy-writes", "w") as file:
+    with open(__file__ + ".txt", "w") as file:
         file.write("something")
 
 def tells(ask):
@@ -317,6 +320,31 @@ async def test_an_ask_that_is_broken_off_leaves_no_answer_behind(asking: Asking)
     again = await policy.decide("my:more", replace(ASK, windows=()))
     assert again.policy == "my:more"
     assert again.message != first.message, "another process"
+
+
+def test_settings_list_policies_and_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_POLICIES", "steady:decide, acme.night:decide")
+    monkeypatch.setenv("HEADRACE_POLICY_SECONDS", "0.5")
+    monkeypatch.setenv("HEADRACE_POLICY_MEMORY", "1Gi")
+    monkeypatch.setenv("HEADRACE_POLICY_PATH", "/etc/headrace/policies")
+    found = load_settings()
+    assert found.policy_names == {"steady:decide", "acme.night:decide"}
+    assert found.policy_limits == Limits(0.5, 2**30, "/etc/headrace/policies")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("POLICIES", "steady", "HEADRACE_POLICIES: String should match pattern"),
+        ("POLICY_MEMORY", "1Mi", "HEADRACE_POLICY_MEMORY: Value error, Python alone needs 64Mi"),
+        ("POLICY_SECONDS", "0", "HEADRACE_POLICY_SECONDS: Input should be greater than or equal to 0.01"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    assert Settings().policy_names == frozenset()
+    monkeypatch.setenv(f"HEADRACE_{name}", value)
+    with pytest.raises(SettingsError, match=said):
+        load_settings()
 
 
 def test_the_loader_says_what_is_wrong_with_a_name() -> None:
