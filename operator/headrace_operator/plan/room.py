@@ -54,10 +54,12 @@ def sentence(counts: Mapping[str, Count], steps: Mapping[str, Step], cap: Cap) -
         return ""
     need = min(counts[role].accelerators for role, step in steps.items() if step.lacks)
     ending = f", {cap.ending} of them by engines that are ending" if cap.ending else ""
-    return (
+    told = (
         f"Engines wait for room: {', '.join(waits)}, {need} accelerators the next; {cap.held} of "
         f"scaling.maxAccelerators {cap.most} are held{ending}."
     )
+    stands = _still(steps) and not _starting(counts) and not cap.ending
+    return f"{told} Nothing that is there ends by itself: raise it, or rollout.maxUnavailable." if stands else told
 
 
 def surges(counts: Mapping[str, Count], bounds: Bounds, cap: Cap | None) -> dict[str, int]:
@@ -90,11 +92,17 @@ def fitted(
     waits = any(step.lacks for step in made.values())
     if waits or cap.held > cap.most:
         made = {role: _given_back(counts, role, step, allowed, bounds) for role, step in made.items()}
-    still = not any(step.create or step.ends for step in made.values())
-    starting = any(count.new_waiting for count in counts.values() if not count.leaving)
-    if waits and still and not starting and not cap.ending:
+    if waits and _still(made) and not _starting(counts) and not cap.ending:
         made = _given_way(counts, made, bounds, cap)
     return _lowered(counts, made, cap)
+
+
+def _still(steps: Mapping[str, Step]) -> bool:
+    return not any(step.create or step.ends for step in steps.values())
+
+
+def _starting(counts: Mapping[str, Count]) -> bool:
+    return any(count.new_waiting for count in counts.values() if not count.leaving)
 
 
 def _with_room(counts: Mapping[str, Count], steps: Mapping[str, Step], cap: Cap) -> Iterator[tuple[str, Step]]:
@@ -102,7 +110,7 @@ def _with_room(counts: Mapping[str, Count], steps: Mapping[str, Step], cap: Cap)
     free = cap.most - cap.held
     made = dict.fromkeys(steps, 0)
     while True:
-        able = [role for role, step in steps.items() if made[role] < step.create and counts[role].accelerators <= free]
+        able = [role for role, step in steps.items() if made[role] < step.create and _fits(counts[role], free)]
         if not able:
             break
         role = min(able, key=lambda role: (counts[role].new + made[role]) / max(1, counts[role].size))
@@ -110,6 +118,10 @@ def _with_room(counts: Mapping[str, Count], steps: Mapping[str, Step], cap: Cap)
         free -= counts[role].accelerators
     for role, step in steps.items():
         yield role, replace(step, create=made[role], lacks=step.create - made[role])
+
+
+def _fits(count: Count, free: int) -> bool:
+    return count.accelerators == 0 or count.accelerators <= free
 
 
 def _given_back(counts: Mapping[str, Count], role: str, step: Step, allowed: Mapping[str, int], bounds: Bounds) -> Step:
