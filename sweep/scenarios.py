@@ -36,6 +36,13 @@ def _changing(prefill: int, decode: int) -> Sample:
     return _sample(prefill, decode).set("disaggregation", {"roleChange": {"enabled": True}})
 
 
+def _external(prefill: int, decode: int) -> Sample:
+    """Somebody else scales both roles, up to these sizes."""
+    sizes = {"prefill": prefill, "decode": decode}
+    roles = [{"name": name, "scaling": {"min": 1, "max": most}} for name, most in sizes.items()]
+    return Sample().set("roles", roles).set("scaling.mode", "External")
+
+
 def _invalid() -> Sample:
     """Past the API server's rules, and refused by the operator."""
     return _sample(2, 2).set("engine.dtype", "float16").set("observability", {"podMonitor": True})
@@ -59,6 +66,8 @@ SCENARIOS = (
              {"prefill": 2, "decode": 2}),
     Scenario("revert", "a rollout taken back half-way", _sample(2, 2), (_half(), _sample(2, 2)),
              {"prefill": 2, "decode": 2}, passes=3),
+    Scenario("hands", "sizes that somebody else decides, who is then held to fewer, and back", _sample(1, 3),
+             (_external(2, 3), _external(2, 2), _sample(1, 2)), {"prefill": 1, "decode": 2}),
     Scenario("join", "two roles become one", _sample(1, 1), (Sample().serve(2),)),
 )  # fmt: skip
 
