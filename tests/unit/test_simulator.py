@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,6 +212,14 @@ def test_headrace_simulate_is_the_simulator() -> None:
     ran = CliRunner().invoke(headrace, ["simulate", "--minutes", "1", "--rate", "2", "4"])
     assert ran.exit_code == 0, ran.output
     assert "oracle" in ran.output
+
+
+def test_a_shell_completes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = BashComplete(headrace, {}, "headrace", "_HEADRACE_COMPLETE")
+    assert [found.value for found in shell.get_completions([], "sim")] == ["simulate"]
+    assert [found.value for found in shell.get_completions(["simulate"], "--cold")] == ["--cold-start"]
+    monkeypatch.setitem(sys.modules, "simulator.__main__", None)
+    assert shell.get_completions(["simulate"], "--cold") == []
 
 
 def test_where_the_simulator_is_not_installed_headrace_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

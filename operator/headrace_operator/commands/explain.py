@@ -223,7 +223,7 @@ def _role_json(found: Told, role: EffectiveRole) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(short_help="Why the roles of a deployment have their sizes.")
 @click.argument("name")
 @namespace_option
 @kubeconfig_option

@@ -106,7 +106,7 @@ async def record_into(recorder: Recorder, writer: Writer, seconds: float, told: 
         due = max(due + EVERY_SECONDS, recorder.clock())
 
 
-@click.command()
+@click.command(short_help="Write what sizes are decided from into a file.")
 @click.argument("name")
 @namespace_option
 @kubeconfig_option

@@ -219,7 +219,7 @@ async def _all(recording: Sequence[Session], policies: Sequence[str]) -> tuple[l
     return [recorded(recording), *others], needed(measure)
 
 
-@click.command()
+@click.command(short_help="Decide once more on a recording, policies side by side.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--policy",
