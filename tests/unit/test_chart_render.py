@@ -138,7 +138,7 @@ def test_own_policies_come_from_a_config_map_that_the_operator_itself_does_not_i
     assert given["HEADRACE_POLICY_SECONDS"] == "1"
     (mount,) = [one for one in container["volumeMounts"] if one["name"] == "policies"]
     assert (mount["mountPath"], mount["readOnly"]) == (given["HEADRACE_POLICY_PATH"], True)
-    assert {"name": "policies", "configMap": {"name": "my-policies"}} in pod_spec(objects)["volumes"]
+    assert {"name": "policies", "configMap": {"name": "my-policies", "optional": True}} in pod_spec(objects)["volumes"]
     assert "PYTHONPATH" not in given
 
 
