@@ -142,7 +142,8 @@ class InferenceDeploymentSpec(Frozen):
     kv_cache: KVCache = KVCache()
     """Where KV blocks live."""
     slo: SLO | None = None
-    """Service level objectives."""
+    """Service level objectives, as clients see them at the gateways, for `scaling.mode` SLO. The target of a role with
+    `replicas` moves nothing: `ScalingActive` says when it is out of reach."""
     scaling: Scaling = Scaling()
     """Who decides how many engines each role has."""
     gateway: Gateway = Gateway()
