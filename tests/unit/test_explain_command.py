@@ -102,6 +102,20 @@ def test_one_that_sleeps_says_since_when() -> None:
     )
 
 
+def test_fixed_sizes_that_sleep_show_when_and_why_they_slept_and_woke() -> None:
+    asleep = judged("Ready", "Unknown", "Asleep", "No request for 10 min.")
+    obj = deployment(
+        {"mode": "Fixed", "toZero": {"after": "10m"}},
+        {"asleepSince": "2026-03-01T01:30:00Z", "lastDecisions": [DECISION | {"to": 0, "reason": "Nobody asked."}]},
+        [asleep],
+    )
+    said = text(obj)
+    assert said.startswith("chat: Fixed: "), "that it sleeps is nothing wrong"
+    assert "  sleep: after 10m without a request; at most 256 requests wait up to 120s while it wakes" in said
+    assert "decode 1 -> 0" in said
+    assert "What was learnt" not in said
+
+
 @pytest.mark.parametrize(
     ("condition", "first"),
     [

@@ -74,7 +74,8 @@ def wrong(found: Told) -> Iterator[str]:
         if one.type == c.SCALING_ACTIVE:
             judged = found.spec.scaling.mode != "Fixed"
             good = "-" if one.reason in SHORT else good
-        if judged and one.status != good:
+        # That it sleeps has a line of its own.
+        if judged and one.status != good and one.reason != c.Reason.ASLEEP:
             since = ago(found.now - one.last_transition_time)
             yield f"{one.type} is {one.status} since {since}: {one.reason}: {one.message}"
     if not found.status.conditions:
@@ -179,15 +180,20 @@ def lines(found: Told, last: int) -> Iterator[str]:
         yield f"  {name}: {target}"
     if (cap := _cap(found)) is not None:
         yield f"  cap: {cap}"
+    if (zero := found.spec.scaling.to_zero) is not None:
+        held = f"at most {zero.hold_requests} requests wait up to {zero.hold_timeout} while it wakes"
+        yield f"  sleep: after {zero.after} without a request; {held}"
     yield ""
     heads = ["ROLE", "DECIDED", "WANTED", "READY", "DRAINING", "BOUNDS", "ACCELERATORS EACH"]
     yield from table(heads, list(role_rows(found)))
-    if found.spec.scaling.mode != "SLO":
-        return
-    yield from ("", "What was learnt")
-    yield from (f"  {line}" for line in model_lines(found))
-    yield from ("", "Last decisions")
-    yield from (f"  {line}" for line in decision_lines(found, last))
+    decides = found.spec.scaling.mode == "SLO"
+    if decides:
+        yield from ("", "What was learnt")
+        yield from (f"  {line}" for line in model_lines(found))
+    # Of fixed sizes, those to sleep and to wake.
+    if decides or (scaling is not None and scaling.last_decisions):
+        yield from ("", "Last decisions")
+        yield from (f"  {line}" for line in decision_lines(found, last))
 
 
 def as_json(found: Told, last: int) -> dict[str, Any]:
@@ -202,6 +208,7 @@ def as_json(found: Told, last: int) -> dict[str, Any]:
         "dryRun": spec.scaling.dry_run,
         "slo": spec.slo.model_dump(mode="json", by_alias=True) if spec.slo else None,
         "maxAccelerators": spec.scaling.max_accelerators,
+        "toZero": spec.scaling.to_zero.model_dump(mode="json", by_alias=True) if spec.scaling.to_zero else None,
         "asleepSince": wire.get("asleepSince"),
         "roles": [_role_json(found, role) for role in effective_roles(spec)],
         "model": wire.get("model"),
