@@ -78,6 +78,18 @@ async def test_an_edit_is_carried_out_and_the_status_tells_whoever_scales() -> N
     assert [(one["name"], one["desired"]) for one in scene.status["roles"]] == [("prefill", 1), ("decode", 3)]
 
 
+async def test_of_an_engine_over_several_pods_one_is_counted() -> None:
+    sample = external(BOUNDED).set("engine", {"device": {"resource": "nvidia.com/gpu"}})
+    scene = await ready(sample.set("roles.1.parallelism", {"tensor": 2, "pods": 2}))
+    scale(scene, 2)
+    await scene.settle()
+    status = role(scene)["status"]
+    wanted = dict(label.split("=") for label in status["selector"].split(","))
+    pods = [obj for (kind, _, _), obj in scene.cluster.objects.items() if kind == "Pod"]
+    chosen = [pod for pod in pods if wanted.items() <= pod["metadata"]["labels"].items()]
+    assert (len(scene.pods(role="decode")), len(chosen), status["replicas"]) == (4, 2, 2)
+
+
 async def test_nothing_is_written_while_nobody_edits_anything() -> None:
     scene = await ready(external(BOUNDED))
     start = len(scene.cluster.writes)
