@@ -11,10 +11,13 @@ import pytest
 
 from headrace_operator import policies
 from headrace_operator.api import conditions as c
+from headrace_operator.cluster.fake import Call
+from headrace_operator.errors import ClusterError
 from headrace_operator.plan.scaling import Answer, Ask
 from headrace_operator.policies import Policy
 from headrace_operator.readings import EVERY_SECONDS, Readings
 from headrace_operator.reconcile import World
+from headrace_operator.state import Look
 from headrace_operator.testing import Sample, Scene
 from tests.worlds.traffic import Traffic
 
@@ -289,6 +292,32 @@ async def test_a_decision_is_written_before_it_is_carried_out() -> None:
     scene.world = anew(scene)
     await scene.reconcile()
     assert len(scene.pods(role="prefill")) == decided(scene)["prefill"]
+
+
+@pytest.mark.parametrize("cut", range(6))
+async def test_wherever_an_operator_is_cut_off_while_it_grows_a_role_no_engine_is_ended(cut: int) -> None:
+    scene, traffic = await running(seconds=70)
+    traffic.rate, start = 30.0, len(scene.cluster.writes)
+
+    def cut_off(call: Call) -> None:
+        if call.writes and len(scene.cluster.writes) == start + cut:
+            raise ClusterError(f"PATCH {call.name}", 503, "ServiceUnavailable", "cut off")
+
+    scene.cluster.before = cut_off
+    for _ in range(12):
+        traffic.flow()
+        try:
+            look = await scene.reconcile()
+        except ClusterError:
+            look = Look(retry=True)
+        if look.retry:
+            scene.world, scene.cluster.before = anew(scene), lambda call: None
+        scene.kubelet()
+        scene.clock += timedelta(seconds=14)
+    assert scene.cluster.before is not cut_off
+    assert decided(scene)["prefill"] > 1
+    assert len(scene.pods(role="prefill")) == sizes(scene)["prefill"] == decided(scene)["prefill"]
+    assert [call for call in scene.cluster.writes[start:] if call.verb == "delete"] == []
 
 
 async def test_an_engine_that_is_spare_changes_its_role_and_not_again_within_the_cooldown() -> None:
