@@ -227,6 +227,7 @@ class MirroredCluster(KubernetesCluster):
                         self._copy.heard(kind, namespace, int(version))
             except ClusterError as error:
                 if not_defined(kind, error):
+                    version = ""
                     self._listed(kind, namespace)
                     await asyncio.sleep(UNDEFINED_SECONDS)
                     continue
