@@ -5,15 +5,16 @@ They stand in `scaling.lastDecisions` among those about sizes, and are told from
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from headrace_operator.api.status import ScalingDecision
 
 QUIET: Final = "quiet"
 """How long nobody had asked when it went to sleep."""
-HELD: Final = "first request held"
-"""How long the first request had waited when it woke the deployment."""
-NOBODY: Final = "nobody"
+FIRST_REQUEST: Final = "first request"
+"""When the request came that woke it, to milliseconds: the time of a decision has none."""
+NOBODY: Final = "nobody's"
 """In place of that time: it was woken by something else."""
 FIRST_ENGINE: Final = "first engine"
 """From the first request until an engine was there."""
@@ -23,7 +24,17 @@ ALL_ENGINES: Final = "all engines"
 
 def of_sleep(one: ScalingDecision) -> bool:
     """Whether it is a decision to sleep or to wake."""
-    return QUIET in one.inputs or HELD in one.inputs
+    return QUIET in one.inputs or FIRST_REQUEST in one.inputs
+
+
+def first_request(one: ScalingDecision) -> datetime | None:
+    """When the request came that woke the deployment. None: no request did, or somebody wrote something else here."""
+    said = one.inputs.get(FIRST_REQUEST, NOBODY)
+    try:
+        at = datetime.fromisoformat(said)
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else None
 
 
 def timed(decisions: Sequence[ScalingDecision], took: Mapping[str, str]) -> Iterator[ScalingDecision]:

@@ -113,6 +113,7 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("many_files")
 async def test_a_storm_of_a_thousand_wakes_once_and_all_are_held() -> None:
     """The workers', whose pass finds the deployment asleep, and awake once it was woken."""

@@ -9,7 +9,7 @@ them, or held and wakes; an engine that still drains is asked to stay then (`lea
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from headrace_operator.api import conditions as c
@@ -18,7 +18,15 @@ from headrace_operator.api.status import ScalingDecision
 from headrace_operator.api.v1alpha1 import InferenceDeploymentSpec, InferenceDeploymentStatus
 from headrace_operator.gangs import whole
 from headrace_operator.state import Pod, Rest, Target
-from headrace_operator.wakings import ALL_ENGINES, FIRST_ENGINE, HELD, NOBODY, QUIET, of_sleep
+from headrace_operator.wakings import (
+    ALL_ENGINES,
+    FIRST_ENGINE,
+    FIRST_REQUEST,
+    NOBODY,
+    QUIET,
+    first_request,
+    of_sleep,
+)
 from headrace_runtime.contract import GatewayFigures
 
 __all__ = ["Rest", "Scene", "may_sleep", "rest"]
@@ -27,6 +35,8 @@ LOOK_SECONDS: Final = 60.0
 """A deployment that is awake is looked at so often at the least."""
 SHORTEST_LOOK_SECONDS: Final = 1.0
 MARGIN_SECONDS: Final = 15.0
+LONGEST_WAIT_SECONDS: Final = 86_400.0
+"""What is said to have waited longer is not believed."""
 
 Told = Mapping[str, GatewayFigures | None]
 """By address of every ready gateway; None: no usable answer."""
@@ -70,7 +80,7 @@ def rest(scene: Scene) -> Rest:
         why = f"Revision {scene.target.revision} has yet to answer a request."
         return Rest(decisions=_woken(scene, why, NOBODY))
     if why := _wake(scene, since, terms):
-        return Rest(decisions=_woken(scene, why, f"{_held(scene):.1f} s"), waking=True)
+        return Rest(decisions=_woken(scene, why, _first(scene)), waking=True)
     return Rest(since, carried_out=True, listen=scene.told)
 
 
@@ -143,10 +153,11 @@ def _under_way(scene: Scene, terms: ToZero) -> tuple[bool, dict[str, str]]:
     more but a deployment that lacks its engines."""
     known = scene.previous.scaling.last_decisions if scene.previous.scaling is not None else ()
     last = next(filter(of_sleep, known), None)
-    if last is None or last.inputs.get(HELD, NOBODY) == NOBODY or ALL_ENGINES in last.inputs:
+    began = first_request(last) if last is not None else None
+    if last is None or began is None or ALL_ENGINES in last.inputs:
         return False, {}
-    inputs, age = last.inputs, max(0.0, (scene.now - last.time).total_seconds())
-    took = f"{age + _seconds(inputs[HELD]):.1f} s"
+    inputs, age = last.inputs, max(0.0, (scene.now - began).total_seconds())
+    took = f"{age:.1f} s"
     found: dict[str, str] = {}
     if FIRST_ENGINE not in inputs and any(pod.live and pod.ready for pod in scene.engines):
         found[FIRST_ENGINE] = took
@@ -155,13 +166,15 @@ def _under_way(scene: Scene, terms: ToZero) -> tuple[bool, dict[str, str]]:
     return age < terms.hold_timeout.seconds and ALL_ENGINES not in found and _proven(scene), found
 
 
-def _held(scene: Scene) -> float:
-    """How long the first request has waited."""
-    return max((one.oldest_wait for one in scene.told.values() if one is not None), default=0.0)
+def _first(scene: Scene) -> str:
+    """When the first of the requests that wait came. One whose client gave up is not known by its time."""
+    waited = max((one.oldest_wait for one in scene.told.values() if one is not None), default=0.0)
+    came = scene.now - timedelta(seconds=min(waited, LONGEST_WAIT_SECONDS))
+    return came.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _woken(scene: Scene, reason: str, held: str) -> tuple[ScalingDecision, ...]:
-    return tuple(_decisions(scene, reason, {HELD: held}, asleep=False))
+def _woken(scene: Scene, reason: str, request: str) -> tuple[ScalingDecision, ...]:
+    return tuple(_decisions(scene, reason, {FIRST_REQUEST: request}, asleep=False))
 
 
 def _decisions(scene: Scene, reason: str, inputs: dict[str, str], *, asleep: bool) -> Iterator[ScalingDecision]:
@@ -169,9 +182,3 @@ def _decisions(scene: Scene, reason: str, inputs: dict[str, str], *, asleep: boo
         sizes = (size, 0) if asleep else (0, size)
         if size:
             yield ScalingDecision(time=scene.now, role=role, from_=sizes[0], to=sizes[1], reason=reason, inputs=inputs)
-
-
-def _seconds(said: str) -> float:
-    """Of an input as it is written here. What somebody else wrote in its place counts for nothing."""
-    number = said.removesuffix(" s")
-    return float(number) if number.replace(".", "", 1).isdecimal() else 0.0
