@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,3 +261,10 @@ def test_a_recording_is_written_to_a_new_file(tmp_path: Path) -> None:
     ran = CliRunner().invoke(main, ["--role-change", "--record", str(tmp_path / "other")])
     assert ran.exit_code == 2
     assert "--role-change" in ran.output
+
+
+def test_the_simulator_stands_without_the_benches_which_are_in_no_wheel() -> None:
+    files = Path(recorded.__file__).parent.glob("*.py")
+    assert not [
+        file.name for file in files if re.search(r"^(from|import) (bench|local|tests)\b", file.read_text(), re.M)
+    ]
