@@ -26,6 +26,7 @@ def _together(ranks: list[Pod]) -> Pod:
         first,
         name=first.gang,
         ready=len(ranks) >= first.ranks and all(pod.ready for pod in ranks),
+        ready_since=max((pod.ready_since for pod in ranks if pod.ready_since is not None), default=None),
         going=any(pod.going for pod in ranks),
         failed=any(pod.failed for pod in ranks),
         blocker=next((pod.blocker for pod in ranks if pod.blocker is not None), None),

@@ -1,5 +1,6 @@
 """Sizes of roles out of spec, status and an answer: tables, and what holds whatever a policy answers."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_start_up_is_measured_on_pods_and_not_on_those_that_failed() -> None:
     decode = asked.role("decode")
     assert decode is not None
     assert (decode.ready, decode.starting) == (4, (20.0,))
+
+
+def test_an_engine_over_several_pods_starts_as_long_as_its_last_one() -> None:
+    ranks = [
+        replace(engine(name, 100, ready), gang="a", rank=place, ranks=2)
+        for place, (name, ready) in enumerate((("a", 60.0), ("a-r1", 20.0)))
+    ]
+    asked = ask_of(spec(), Observed(pods=tuple(ranks)), status(), SEEN, START)
+    assert asked.model.startup == 80
+    alone = ask_of(spec(), Observed(pods=(ranks[0],)), status(), SEEN, START)
+    assert alone.model.startup == Model().startup
 
 
 def test_earlier_decisions_of_an_operator_whose_clock_is_ahead_are_of_now() -> None:

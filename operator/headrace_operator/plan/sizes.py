@@ -169,7 +169,7 @@ def _startup(engines: Sequence[Pod]) -> float | None:
     took = [
         _age(pod.ready_since, pod.created)
         for pod in engines
-        if pod.live and pod.ready_since is not None and pod.created is not None and not pod.terminations
+        if pod.live and pod.ready and pod.ready_since is not None and pod.created is not None and not pod.terminations
     ]
     return min(MOST_STARTUP, median_low(took)) if took else None
 
