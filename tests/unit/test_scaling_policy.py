@@ -66,6 +66,13 @@ def test_the_published_case_of_dynamo_has_the_published_sizes(rate: float, prefi
     assert wanted == [prefill, 1]
 
 
+def test_a_target_that_a_role_of_fixed_size_does_not_keep_is_said_and_moves_nothing() -> None:
+    fixed = Role("prefill", 1, least=1, most=1, ready=1)
+    answer = decide(ask(windows(requests=900.0), roles=(fixed, roles()[1])))
+    assert (answer.sizes, answer.verdict) == ({"prefill": 1, "decode": 1}, Reason.TARGET_OUT_OF_REACH)
+    assert "prefill: first token" in answer.message
+
+
 def test_late_first_tokens_move_prefill_alone() -> None:
     assert sizes(ask(windows(requests=900.0))) == (3, 1)
 

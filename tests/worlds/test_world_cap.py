@@ -1,6 +1,6 @@
 """The cap of accelerators over the real pass: pods that drain for long, engines over several pods, edits half-way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -10,9 +10,9 @@ import pytest
 from headrace_operator import names
 from headrace_operator.api import conditions as c
 from headrace_operator.cluster.fake import FakeCluster
-from headrace_operator.reconcile import World
 from headrace_operator.state import Object
-from headrace_operator.testing import DEFAULTS, Sample, Scene
+from headrace_operator.testing import Sample, Scene
+from tests.worlds.traffic import Traffic
 
 GPU = "nvidia.com/gpu"
 
@@ -70,7 +70,7 @@ def scene_of(first: Sample, most: int) -> tuple[Scene, SlowCluster]:
     cluster = SlowCluster(objects=scene.cluster.objects, most=most)
     cluster.now = lambda: scene.clock
     scene.cluster = cluster
-    scene.world = World(cluster, scene.runtime, DEFAULTS, lambda: scene.clock, lambda: "a-token")
+    scene.world = replace(scene.world, cluster=cluster)
     return scene, cluster
 
 
@@ -154,6 +154,26 @@ async def test_a_cap_that_is_lowered_with_the_sizes_is_kept_from_then_on() -> No
     cluster.most = 4
     await until_rest(scene, cluster)
     assert live(scene) == {"prefill": 1, "decode": 1}
+
+
+async def test_sizes_that_a_load_asks_for_leave_room_for_a_rollout_under_it() -> None:
+    bounds = [{"name": name, "scaling": {"max": 6}} for name in ("prefill", "decode")]
+    targets = {"ttft": {"target": "500ms"}, "itl": {"target": "50ms"}}
+    sized = sample(most=8, roles=bounds, slo=targets, scaling__mode="SLO")
+    scene, cluster = scene_of(sized, 8)
+    await until_rest(scene, cluster)
+    traffic = Traffic(scene, 200.0)
+    for _ in range(20):
+        scene.clock += timedelta(seconds=30)
+        traffic.flow()
+        for _ in range(3):
+            await scene.reconcile()
+            scene.kubelet()
+    assert sum(live(scene).values()) == 6
+    assert scene.reason(c.SCALING_ACTIVE) == "TargetOutOfReach"
+    scene.edit(sample(most=8, roles=bounds, slo=targets, scaling__mode="SLO", engine__dtype="float16"))
+    await until_rest(scene, cluster)
+    assert (sum(live(scene).values()), cluster.peak, scene.condition(c.READY)) == (6, 8, "True")
 
 
 EDITS: tuple[dict[str, Any], ...] = (
