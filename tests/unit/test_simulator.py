@@ -155,7 +155,7 @@ def test_the_policy_grows_with_the_load_and_goes_back() -> None:
 def test_a_role_change_takes_no_cold_start() -> None:
     aim = Aim(LARGE_AIM.ttft, LARGE_AIM.itl, cap=6, role_change=True)
     fleet = Fleet(Setting(LARGE, aim, {"prefill": 2, "decode": 4}, cold_start=300.0), Product(startup=300))
-    ran = fleet.run(Wave(1.2, 1.2, seconds=900, prompt=4000, spread=0.0).requests())
+    ran = fleet.run(Wave(1.2, 1.2, seconds=480, prompt=4000, spread=0.0).requests())
     assert len(fleet.engines) == 6
     assert {event.role for event in ran.events} == {"prefill", "decode"}
 
