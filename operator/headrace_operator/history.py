@@ -101,7 +101,7 @@ def restored(record: Record, spec: Mapping[str, Any]) -> dict[str, Any] | list[P
     roles = [
         {key: value for key, value in role.items() if key not in SIZES} for role in record.words.get("roles") or ()
     ]
-    alone = parse({"metadata": {"name": record.name}, "spec": {**record.words, "roles": roles}})
+    alone = parse({"metadata": {"name": record.name}, "spec": {**record.words, **({"roles": roles} if roles else {})}})
     if not isinstance(alone, InferenceDeploymentSpec):
         return alone
     problems: list[Problem] = []

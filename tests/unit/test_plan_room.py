@@ -6,9 +6,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from headrace_operator.history import devices, words_of
 from headrace_operator.plan.rollout import Bounds, Count, Step, next_step, usable
 from headrace_operator.plan.room import Cap, accelerators, cap_of, fitted, sentence, surges
 from headrace_operator.state import Pod
+from headrace_operator.testing import Sample
 
 GPU = {"nvidia.com/gpu"}
 
@@ -120,6 +122,25 @@ def test_pods_hold_what_they_are_given_until_they_are_gone() -> None:
     pods = [pod("a"), pod("b", going=True), pod("c", failed=True), pod("d", devices=())]
     assert cap_of(9, pods, GPU) == Cap(9, held=4, ending=2)
     assert cap_of(9, pods, GPU | {"rdma/ib"}) == Cap(9, held=6, ending=3)
+
+
+@pytest.mark.parametrize(
+    ("device", "of_decode", "named"),
+    [
+        (None, None, {"nvidia.com/gpu"}),
+        ("amd.com/gpu", None, {"amd.com/gpu"}),
+        ("cpu", None, set()),
+        ("cpu", "amd.com/gpu", {"amd.com/gpu"}),
+        (None, "amd.com/gpu", {"amd.com/gpu", "nvidia.com/gpu"}),
+    ],
+)
+def test_a_revision_of_the_history_says_what_its_engines_hold(
+    device: str | None, of_decode: str | None, named: set[str]
+) -> None:
+    sample = Sample().split().set("engine", {"device": {"resource": device}} if device else {})
+    if of_decode:
+        sample.set("roles.1.engine", {"device": {"resource": of_decode}})
+    assert devices(words_of(sample.spec())) == named
 
 
 def test_an_engine_over_several_pods_holds_what_it_will_take_when_whole() -> None:
