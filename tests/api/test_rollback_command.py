@@ -1,25 +1,20 @@
 """`headrace history`, `rollback` and `restart` against a real API server, with the operator's own passes in between."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from headrace_operator import names
-from headrace_operator.__main__ import main
-from headrace_operator.api.crd import crd
 from headrace_operator.cluster import CONTROLLER_REVISION, DEPLOYMENT, INFERENCE_DEPLOYMENT, POD, Kind
 from headrace_operator.cluster.client import APPLY, MERGE, KubernetesCluster
 from headrace_operator.cluster.fake import FakeRuntime
-from headrace_operator.errors import ClusterError
 from headrace_operator.reconcile import World, reconcile
 from headrace_operator.state import Object, Ref
 from headrace_operator.testing import DEFAULTS, Sample, agent, running
+from tests.api.hands import in_namespace, typed
 
-CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 NAMESPACE = "rollback"
 
 
@@ -94,31 +89,15 @@ class Town:
 
     async def command(self, *arguments: str) -> str:
         """What a person types; its output."""
-        typed = [*arguments, "-n", NAMESPACE, "--kubeconfig", str(self.kubeconfig)]
-        result = await asyncio.to_thread(CliRunner().invoke, main, typed)
+        result = await typed(self.kubeconfig, NAMESPACE, *arguments)
         assert result.exit_code == 0, result.output
         return result.output
 
 
 @pytest.fixture
 async def town(api_kubeconfig: Path) -> AsyncIterator[Town]:
-    async with await KubernetesCluster.connect(kubeconfig=api_kubeconfig) as cluster:
-        body = crd()
-        path = f"/apis/{CRD.api_version}/{CRD.plural}/{body['metadata']['name']}"
-        await cluster._call("PATCH", path, {"fieldManager": "test", "force": "true"}, body, content_type=APPLY)
-        await cluster._call("POST", "/api/v1/namespaces", None, {"metadata": {"name": NAMESPACE}})
-        async with asyncio.timeout(60):
-            while not await _served(cluster):
-                await asyncio.sleep(0.1)
+    async with in_namespace(api_kubeconfig, NAMESPACE) as cluster:
         yield Town(cluster, api_kubeconfig)
-
-
-async def _served(cluster: KubernetesCluster) -> bool:
-    try:
-        await cluster.list_children(INFERENCE_DEPLOYMENT, Ref(NAMESPACE, "chat", ""))
-    except ClusterError:
-        return False
-    return True
 
 
 async def test_a_deployment_goes_forth_and_back_and_its_history_is_pruned(town: Town) -> None:

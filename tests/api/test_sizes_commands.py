@@ -10,15 +10,13 @@ from click.testing import CliRunner, Result
 
 from headrace_operator import names
 from headrace_operator.__main__ import main
-from headrace_operator.api.crd import crd
 from headrace_operator.cluster import INFERENCE_DEPLOYMENT, POD, Kind
 from headrace_operator.cluster.client import APPLY, MERGE, KubernetesCluster
 from headrace_operator.commands.recording import sessions
-from headrace_operator.errors import ClusterError
-from headrace_operator.state import Object, Ref
+from headrace_operator.state import Object
 from headrace_operator.testing import Sample, running
+from tests.api.hands import in_namespace, typed
 
-CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 NAMESPACE = "sizes"
 SLO = {"ttft": {"target": "500ms"}, "itl": {"target": "50ms"}}
 DECISION = {
@@ -69,29 +67,13 @@ class Caller:
         await self.apply(POD, {"metadata": meta, "spec": spec}, running("127.0.0.1"))
 
     async def call(self, *arguments: str) -> Result:
-        typed = [*arguments, "-n", NAMESPACE, "--kubeconfig", str(self.kubeconfig)]
-        return await asyncio.to_thread(CliRunner().invoke, main, typed)
+        return await typed(self.kubeconfig, NAMESPACE, *arguments)
 
 
 @pytest.fixture
 async def caller(api_kubeconfig: Path) -> AsyncIterator[Caller]:
-    async with await KubernetesCluster.connect(kubeconfig=api_kubeconfig) as cluster:
-        body = crd()
-        path = f"/apis/{CRD.api_version}/{CRD.plural}/{body['metadata']['name']}"
-        await cluster._call("PATCH", path, {"fieldManager": "test", "force": "true"}, body, content_type=APPLY)
-        await cluster._call("POST", "/api/v1/namespaces", None, {"metadata": {"name": NAMESPACE}})
-        async with asyncio.timeout(60):
-            while not await _served(cluster):
-                await asyncio.sleep(0.1)
+    async with in_namespace(api_kubeconfig, NAMESPACE) as cluster:
         yield Caller(cluster, api_kubeconfig)
-
-
-async def _served(cluster: KubernetesCluster) -> bool:
-    try:
-        await cluster.list_children(INFERENCE_DEPLOYMENT, Ref(NAMESPACE, "chat", ""))
-    except ClusterError:
-        return False
-    return True
 
 
 async def test_a_deployment_is_explained_and_recorded_as_the_api_server_keeps_it(
