@@ -78,8 +78,6 @@ class Demand:
     """Answers under way, times seconds."""
     unanswered: float = 0.0
     """At the window's end: seconds."""
-    idle: float = 0.0
-    """At the window's end: seconds."""
 
     def plus(self, other: "Demand") -> "Demand":
         return Demand(
@@ -88,7 +86,6 @@ class Demand:
             prompts=self.prompts.plus(other.prompts),
             writing=self.writing + other.writing,
             unanswered=max(self.unanswered, other.unanswered),
-            idle=min(self.idle, other.idle),
         )
 
 
@@ -189,7 +186,7 @@ def _asked(before: DemandFigures | None, after: DemandFigures | None) -> Demand 
     writing = after.writing - before.writing
     if min(requests, tokens, writing) < 0:
         return None
-    return Demand(requests, tokens, prompts, writing, unanswered=after.unanswered, idle=after.idle)
+    return Demand(requests, tokens, prompts, writing, after.unanswered)
 
 
 def _since(before: Roles, after: Roles) -> dict[tuple[RoleName, str], RevisionFigures] | None:

@@ -1,9 +1,9 @@
 """What gateways told in the last minutes, of each deployment whose sizes are decided: the memory that windows are made
-of. Called by reconcile.
+of. Called by sizing.
 
 It lives in the process and nowhere else: an operator that starts anew knows no load for two readings and no minutes of
 it for some, and while figures are missing no role gets smaller. Of each deployment it holds one or two readings of each
-gateway and some minutes of windows, a few tens of kilobytes. All moments are of one monotonic clock, in seconds.
+gateway and some minutes of windows: about 100 kB with two gateways. All moments are of one monotonic clock, in seconds.
 
 A gateway that was too busy to answer once has still counted: with its next answer both windows are known, as one that
 is shared out evenly.
@@ -25,19 +25,6 @@ EARLY_SECONDS: Final = 1.0
 """So much before its time a reading is due: a pass that comes just then need not come again."""
 LONGEST_SECONDS: Final = 3 * EVERY_SECONDS
 """Readings further apart make no window, nor are windows filled from them: a mean would hide what happened."""
-
-
-@dataclass(frozen=True)
-class Newest:
-    """What the gateways told last, all together. None: one of them did not tell."""
-
-    at: float
-    running: int | None = None
-    """Requests that engines have."""
-    waiting: int | None = None
-    """Requests that wait for their turn."""
-    idle: float | None = None
-    """Seconds in which no request was at any gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +98,10 @@ class Readings:
         found = known.windows if known is not None else ()
         return tuple(measured.window(max(0.0, now - ended), aim) for ended, measured in found)
 
-    def newest(self, uid: str) -> Newest | None:
-        """What the last reading says of the moment. None: there was none."""
+    def newest(self, uid: str) -> float | None:
+        """The moment of the last reading. None: there was none."""
         known = self._known.get(uid)
-        if known is None:
-            return None
-        at, every = known.newest.at, known.newest.told
-        told = [one for one in every.values() if one is not None]
-        if not told or len(told) < len(every):
-            return Newest(at)
-        idle = [one.demand.idle for one in told if one.demand is not None]
-        return Newest(
-            at=at,
-            running=sum(one.running for one in told),
-            waiting=sum(one.waiting for one in told),
-            idle=min(idle) if len(idle) == len(told) else None,
-        )
+        return known.newest.at if known is not None else None
 
     def forget(self, uid: str) -> None:
         """The deployment is no more, or its sizes are no longer decided."""

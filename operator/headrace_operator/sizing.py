@@ -79,7 +79,7 @@ def next_reading(world: World, known: Known) -> float | None:
         return 0.0
     # Of some length of its own each, so that those that were seen first in one moment drift apart.
     spread = SPREAD_SECONDS * (crc32(known.ref.uid.encode()) % 1000) / 1000
-    return max(0.0, newest.at + EVERY_SECONDS - world.clock()) + spread
+    return max(0.0, newest + EVERY_SECONDS - world.clock()) + spread
 
 
 def soonest(one: float | None, other: float | None) -> float | None:

@@ -11,7 +11,7 @@ from headrace_operator.plan.scaling import Aim, Target, Window
 from headrace_operator.plan.scaling.inputs import Ask, Role
 from headrace_operator.plan.scaling.measure import Percentiles
 from headrace_operator.plan.scaling.policy import decide
-from headrace_operator.readings import EVERY_SECONDS, KEPT, LONGEST_SECONDS, Newest, Readings
+from headrace_operator.readings import EVERY_SECONDS, KEPT, LONGEST_SECONDS, Readings
 from headrace_runtime.contract import DemandFigures, GatewayFigures, RoleFigures, Sketch
 from headrace_runtime.contract.sketch import ERROR, bucket
 
@@ -300,7 +300,6 @@ def test_no_gateway_at_all_is_no_figure_and_not_no_load() -> None:
     operator.read()
     operator.pass_time()
     assert requests(operator.read()) == [None]
-    assert operator.readings.newest("uid") == Newest(operator.now)
 
 
 def test_asked_twice_at_the_same_moment_is_one_reading() -> None:
@@ -349,18 +348,12 @@ def test_some_minutes_are_kept_and_a_deployment_can_be_forgotten() -> None:
     assert operator.readings.newest("uid") is None
 
 
-def test_the_newest_reading_says_what_is_here_now() -> None:
-    operator = Operator(gateways={"gw-0": Gateway(), "gw-1": Gateway(start="b")})
-    operator.gateways["gw-0"].now = {"running": 2, "waiting": 3, "idle": 0.0}
-    operator.gateways["gw-1"].now = {"running": 1, "idle": 40.0}
+def test_the_moment_of_the_newest_reading_is_known() -> None:
+    operator = Operator()
     operator.read()
-    assert operator.readings.newest("uid") == Newest(operator.now, running=3, waiting=3, idle=0.0)
     operator.pass_time()
-    operator.read(gw_1=None)
-    assert operator.readings.newest("uid") == Newest(operator.now)
-    operator.pass_time()
-    operator.read(gw_1=operator.gateways["gw-1"].reading(demand=None))
-    assert operator.readings.newest("uid") == Newest(operator.now, running=3, waiting=3)
+    operator.read(gw_0=None)
+    assert operator.readings.newest("uid") == operator.now
 
 
 counts = st.integers(0, 2**53)
