@@ -353,6 +353,6 @@ class Look:
     """Something has to be tried again: with growing pauses, as after an error."""
     ended: bool = False
     """The object is gone or going: never again."""
-    listen: Mapping[str, GatewayFigures | None] | None = None
-    """Gateways, by address, whose next request is a reason to look, and what they said last (`sleepers.py`). None:
-    those that it was before."""
+    listen: Mapping[str, GatewayFigures | None] = field(default_factory=dict)
+    """Gateways, by address, whose next request is a reason to look, and what they said last (`sleepers.py`). With
+    `retry` it is those that it was before."""

@@ -149,8 +149,8 @@ class Workers:
                 worker.wake.clear()
                 worker.urgency = Urgency.ROUTINE
                 look = await self._pass(worker.ref)
-            if look.listen is not None or look.ended:
-                self._listen(worker.ref.uid, look.listen or {})
+            if not look.retry:
+                self._listen(worker.ref.uid, look.listen)
             if look.ended:
                 self._workers.pop(worker.ref.uid, None)
                 metrics.WORKERS.set(len(self._workers))

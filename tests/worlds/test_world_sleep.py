@@ -157,7 +157,7 @@ async def test_after_quiet_time_all_engines_go_and_what_it_says_is_the_truth() -
     assert len(scene.pods("head")) == 1
     for _ in range(3):
         look = await turn(scene, gateways)
-    assert set(look.listen or {}) == set(scene.runtime.readings)
+    assert set(look.listen) == set(scene.runtime.readings)
     conditions = {kind: (scene.condition(kind), scene.reason(kind)) for kind in c.TYPES}
     assert conditions == conditions | {
         c.READY: ("True", "Asleep"),
@@ -334,8 +334,8 @@ async def test_gateways_that_are_replaced_or_silent_wake_nobody() -> None:
         look = await turn(scene, gateways, 30)
     assert scene.pods() == []
     pod = scene.cluster.objects["Pod", "demo", "chat-gateway-0"]
-    assert pod["status"]["podIP"] in (look.listen or {})
-    assert len(look.listen or {}) == 2
+    assert pod["status"]["podIP"] in (look.listen)
+    assert len(look.listen) == 2
 
 
 async def test_an_operator_that_starts_anew_goes_on_as_before() -> None:
@@ -348,7 +348,7 @@ async def test_an_operator_that_starts_anew_goes_on_as_before() -> None:
     )
     before = len(scene.cluster.writes)
     look = await other.reconcile()
-    assert len(look.listen or {}) == 2
+    assert len(look.listen) == 2
     assert len(scene.cluster.writes) == before
     gateways.ask(held=True)
     gateways.tell()
