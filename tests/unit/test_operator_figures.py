@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from headrace_operator.figures import NOTHING, RevisionFigures, Window, between, in_step, merged, since_start
-from headrace_runtime.contract import CanaryFigures, CanaryShare, GatewayFigures, RoleFigures, Sketch
+from headrace_operator.figures import NOTHING, Demand, RevisionFigures, Window, between, in_step, merged, since_start
+from headrace_runtime.contract import CanaryFigures, CanaryShare, DemandFigures, GatewayFigures, RoleFigures, Sketch
 
 SHARE = CanaryShare(revision="r2", percent=10, step="10@1")
 
@@ -119,6 +119,10 @@ def test_windows_merge_in_any_order(found: list[Window]) -> None:
         '{"start": "a", "seconds": Infinity}',
         '{"start": "a", "seconds": -1}',
         '{"start": "a", "seconds": 1, "arrivals": -1}',
+        '{"start": "a", "seconds": 1, "arrivals": 1e300}',
+        '{"start": "a", "seconds": 1, "demand": {"requests": -1}}',
+        '{"start": "a", "seconds": 1, "demand": {"writing": 1e300}}',
+        '{"start": "a", "seconds": 1, "demand": {"prompts": {"counts": {"0": -3}}}}',
         '{"start": "a", "seconds": 1, "roles": [{"role": "decode", "revision": "r", "requests": NaN}]}',
         '{"start": "a", "seconds": 1, "roles": [{"role": "other", "revision": "r"}]}',
         '{"seconds": 1}',
@@ -127,3 +131,24 @@ def test_windows_merge_in_any_order(found: list[Window]) -> None:
 def test_a_gateway_that_lies_is_not_read(said: str) -> None:
     with pytest.raises(ValidationError):
         GatewayFigures.model_validate_json(said)
+
+
+def test_a_gateway_of_another_version_is_understood() -> None:
+    newer = GatewayFigures.model_validate_json(
+        '{"start": "a", "seconds": 1, "new": 1, "demand": {"requests": 2, "new": 1}, '
+        '"roles": [{"role": "decode", "revision": "r", "new": 1}]}'
+    )
+    assert newer.demand == DemandFigures(requests=2)
+    found = since_start(GatewayFigures.model_validate_json('{"start": "a", "seconds": 1, "arrivals": 3}'))
+    assert found is not None
+    assert (found.arrivals, found.demand) == (3, None)
+
+
+def test_demand_is_what_came_between_and_how_it_is_at_the_end() -> None:
+    before = reading(10, demand=DemandFigures(requests=5, prompt_tokens=50, writing=3, unanswered=9))
+    after = DemandFigures(requests=7, prompt_tokens=90, prompts=Sketch(counts={2: 2}), writing=4, unanswered=1)
+    found = between(before, reading(40, demand=after))
+    assert found is not None
+    assert found.demand == Demand(2, 40, Sketch(counts={2: 2}), 1, 1)
+    assert between(reading(40, demand=after), reading(70, demand=before.demand)) is None
+    assert between(before, reading(40)) is None
