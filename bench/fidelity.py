@@ -87,10 +87,10 @@ class Load:
         return [self._fitting(request, index) for index, request in enumerate(wave.requests(seed))]
 
     def _fitting(self, request: Request, index: int) -> Request:
-        prompt, output = min(request.prompt, LONGEST_PROMPT), min(max(2, request.output), LONGEST_ANSWER)
-        if self.common:
-            return replace(request, prompt=prompt + BLOCK, output=output, ids=(index % self.common,))
-        return replace(request, prompt=prompt, output=output)
+        beginning = BLOCK if self.common else 0
+        prompt, output = min(request.prompt, LONGEST_PROMPT - beginning), min(max(2, request.output), LONGEST_ANSWER)
+        ids = (index % self.common,) if self.common else ()
+        return replace(request, prompt=beginning + prompt, output=output, ids=ids)
 
 
 CHAT = Load("chat", 300, 60, 0.6)

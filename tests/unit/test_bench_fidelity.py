@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.arrivals import Answer, play
-from bench.fidelity import CHAT, E2E, IN_COMMON, ITL, ONE, SPLIT, TTFT, Ran, capacity, plot, simulated
+from bench.fidelity import CHAT, E2E, IN_COMMON, ITL, KIND, ONE, SPLIT, TTFT, Load, Ran, capacity, plot, simulated
 from bench.scatter import scatter
 from simulator.profile import BLOCK, Profile
 from simulator.request import Request
@@ -88,7 +88,9 @@ def test_a_load_is_the_same_for_the_same_seed_and_fits_the_engines() -> None:
     one, again = (IN_COMMON.requests(PROFILE, False, 1, 60.0, 3) for _ in range(2))
     assert one == again
     assert {len(request.blocks) for request in one} == {1}
-    assert max(request.prompt + request.output for request in one) <= 2048
+    longest = Load("longest", 1900, 900, 0.5, common=1).requests(PROFILE, False, 1, 600.0, 3)
+    assert longest
+    assert max(request.prompt + request.output for request in (*one, *longest)) <= KIND.max_model_len
     rate = CHAT.share * capacity(PROFILE, CHAT, split=False, engines=1)
     assert len(CHAT.requests(PROFILE, False, 1, 600.0, 3)) == pytest.approx(600 * rate, rel=0.2)
 
