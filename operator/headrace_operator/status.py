@@ -94,12 +94,11 @@ def announcements(before: InferenceDeploymentStatus, after: InferenceDeploymentS
 
 
 def _rested(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:
-    """That it went to sleep, or woke."""
+    """That it went to sleep, or woke. Who is suspended does neither."""
     was, now = (said.scaling or ScalingStatus() for said in (before, after))
-    if (was.asleep_since is None) == (now.asleep_since is None):
-        return
-    why = next((one.reason for one in now.last_decisions if of_sleep(one)), "spec.suspend is true.")
-    yield Announcement("Normal", c.Reason.WOKEN if now.asleep_since is None else c.Reason.SLEPT, why)
+    asleep, last = now.asleep_since is not None, next(filter(of_sleep, now.last_decisions), None)
+    if (was.asleep_since is not None) != asleep and last is not None and (last.to == 0) == asleep:
+        yield Announcement("Normal", c.Reason.SLEPT if asleep else c.Reason.WOKEN, last.reason)
 
 
 def _resized(before: InferenceDeploymentStatus, after: InferenceDeploymentStatus) -> Iterator[Announcement]:

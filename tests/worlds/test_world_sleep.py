@@ -430,6 +430,7 @@ async def test_suspended_it_is_not_asleep() -> None:
     await turn(scene, gateways)
     assert since(scene) is None
     assert scene.reason(c.READY) == "Suspended"
+    assert "Woken" not in events(scene)
 
 
 async def test_what_is_not_whole_does_not_sleep() -> None:

@@ -72,7 +72,7 @@ def rest(scene: Scene) -> Rest:
     if spec.paused and terms is not None:
         return Rest(since, carried_out=since is not None)
     if terms is None:
-        why = "" if spec.suspend else "spec.scaling.toZero is not set any more."
+        why = "" if spec.suspend else "By spec.scaling it may not sleep any more."
         return Rest(decisions=_woken(scene, why, NOBODY) if since is not None and why else ())
     if since is None:
         return _awake(scene, terms)
