@@ -30,6 +30,7 @@ BENCHES = {
     "rolechange": "An engine that changes its role under load, against stopping it and starting it again",
     "routing": "Prefix-aware routing: cost of a decision, and reuse on a trace against Dynamo's KV router (simulated)",
     "scale": "100 and 1,000 deployments on a control plane with kwok nodes: writes, processor time, memory, seconds",
+    "sizing": "Processor time of one decision about the sizes of 1,000 deployments, from readings to bounds",
     "storage-path": "KV blocks from decode's disk or by a prefill engine: our choice against either (simulated)",
     "streams": "10,000 open streams through one gateway on one core, against vllm-router (simulated engine)",
 }
