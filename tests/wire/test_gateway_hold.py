@@ -71,13 +71,12 @@ async def test_the_first_engine_answers_though_its_partner_is_not_there_yet() ->
 
 
 async def test_beyond_the_bound_and_beyond_the_time_a_request_is_refused_and_told_when_to_come_back() -> None:
-    async with world("serve-0", hold=Hold(requests=1, seconds=1.0)) as w:
+    async with world("serve-0", hold=Hold(requests=1, seconds=4.0)) as w:
         w.gateway.fleet.publish(())
         (first,) = await held(w, 1)
         got = await w.ask()
-        if first.done():  # a machine so slow that the first one's second is over
-            return
-        assert (got.status, got.error["code"], got.headers["retry-after"]) == (503, "overloaded", "1")
+        assert (got.status, got.error["code"]) == (503, "overloaded")
+        assert 1 <= int(got.headers["retry-after"]) <= 4
         assert "No engine is running, and 1 requests wait" in got.error["message"]
         late = await first
         assert (late.status, late.error["message"]) == (

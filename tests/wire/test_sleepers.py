@@ -61,6 +61,13 @@ async def ask(client: aiohttp.ClientSession, at: Gateway) -> None:
             await answer.read()
 
 
+async def seen_of(runtime: HttpRuntime) -> GatewayFigures:
+    async with asyncio.timeout(30):
+        while (told := await runtime.figures(HERE)) is None:
+            pass
+    return told
+
+
 async def polled(at: Gateway) -> None:
     await until(lambda: len(at._polls._waiting) == 1, seconds=30)
 
@@ -69,7 +76,7 @@ async def test_while_nobody_asks_nobody_is_woken() -> None:
     woken = Woken()
     async with gateway() as g, HttpRuntime(gateway_port=g.admin_port) as runtime:
         sleepers = Sleepers(runtime, woken)
-        sleepers.listen(UID, {HERE: await runtime.figures(HERE)})
+        sleepers.listen(UID, {HERE: await seen_of(runtime)})
         await polled(g)
         assert (woken.uids, len(sleepers)) == ([], 1)
         sleepers.listen(UID, {})  # it is awake
@@ -81,7 +88,7 @@ async def test_while_nobody_asks_nobody_is_woken() -> None:
 async def test_a_request_wakes_and_one_that_came_before_the_poll_does_too() -> None:
     woken = Woken()
     async with gateway() as g, HttpRuntime(gateway_port=g.admin_port) as runtime, aiohttp.ClientSession() as client:
-        seen = await runtime.figures(HERE)
+        seen = await seen_of(runtime)
         request = asyncio.create_task(ask(client, g))
         await until(lambda: g._admission.waiting == 1, seconds=30)
         sleepers = Sleepers(runtime, woken)
@@ -89,7 +96,7 @@ async def test_a_request_wakes_and_one_that_came_before_the_poll_does_too() -> N
         await until(lambda: woken.uids == [UID], seconds=30)
         request.cancel()
         await until(lambda: g._admission.waiting == 0, seconds=30)
-        sleepers.listen(UID, {HERE: await runtime.figures(HERE)})
+        sleepers.listen(UID, {HERE: await seen_of(runtime)})
         await polled(g)
         assert woken.uids == [UID]
         await ask_and_leave(client, g)
@@ -122,8 +129,8 @@ async def test_a_storm_of_a_thousand_wakes_once_and_all_are_held() -> None:
 
         async def make_pass(ref: Ref) -> Look:
             passes.append(asyncio.get_running_loop().time())
-            seen = await runtime.figures(HERE)
-            awake = seen is None or seen.waiting > 0
+            seen = await seen_of(runtime)
+            awake = seen.waiting > 0
             return Look(seconds=600, listen={} if awake else {HERE: seen})
 
         workers = Workers(make_pass, resync_seconds=600, runtime=runtime)
@@ -149,7 +156,7 @@ async def test_another_process_in_place_of_the_gateway_is_news(monkeypatch: pyte
         port = g.admin_port
         runtime = HttpRuntime(gateway_port=port)
         sleepers = Sleepers(runtime, woken)
-        sleepers.listen(UID, {HERE: await runtime.figures(HERE)})
+        sleepers.listen(UID, {HERE: await seen_of(runtime)})
         await polled(g)
     assert woken.uids == []
     async with gateway(port):
@@ -213,9 +220,10 @@ async def test_a_worker_that_ends_listens_to_nobody_and_one_whose_pass_failed_li
             raise AssertionError("nothing ends this but its end")
 
     looks = [Look(seconds=600, listen={HERE: GatewayFigures(start="a", seconds=1)}), Look(retry=True), Look(ended=True)]
-    left = list(looks)
+    left, polling = list(looks), []
 
     async def make_pass(ref: Ref) -> Look:
+        polling.append(len(polls))
         return left.pop(0)
 
     workers = Workers(make_pass, resync_seconds=600, runtime=Silent())
@@ -225,9 +233,8 @@ async def test_a_worker_that_ends_listens_to_nobody_and_one_whose_pass_failed_li
     workers.notice(ref, 1)
     await until(lambda: len(polls) == 1, seconds=30)
     workers.notice(ref, 2)
-    await until(lambda: len(left) <= 1, seconds=30)
-    assert len(polls) == 1
     await until(lambda: not left and len(polls) == 0, seconds=30)
+    assert polling == [0, 1, 1]
     left.append(looks[0])
     workers.notice(ref, 3)
     await until(lambda: len(polls) == 1, seconds=30)
