@@ -27,6 +27,7 @@ class Recorder:
         self._open = _Open()
         self._closed: deque[tuple[float, Window]] = deque(maxlen=kept)
         self._waiting: dict[Journey, None] = {}
+        self._ready: Mapping[str, float] = {}
         self._writing = 0
         self._written = 0.0
         self._since = 0.0
@@ -52,7 +53,7 @@ class Recorder:
         self._open.outputs.append(journey.request.output)
 
     def close(self, now: float, ready: Mapping[str, float]) -> None:
-        """End the window that is open."""
+        """End the window that is open. Of engines its mean is told as the operator has it, from counts at both ends."""
         self._count(now, 0)
         window, aim = self._open, self._aim
         prompts = [journey.request.prompt for journey in window.arrived]
@@ -70,8 +71,9 @@ class Recorder:
             waiting=max((now - journey.request.at for journey in self._waiting), default=0.0),
             writing=self._written / self._seconds,
             usual_ttft=median(window.firsts) if window.firsts else None,
-            engines=dict(ready),
+            engines={role: (self._ready.get(role, count) + count) / 2 for role, count in ready.items()},
         )
+        self._ready = dict(ready)
         self._closed.appendleft((now, ended))
         self._open, self._written = _Open(), 0.0
 

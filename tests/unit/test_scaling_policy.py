@@ -104,6 +104,16 @@ def test_goes_down_only_after_fewer_would_have_been_enough_for_long() -> None:
     assert sizes(ask(busy_before, roles=roles(2, 1))) == (2, 1)
 
 
+def test_a_role_whose_target_is_seen_missed_gets_no_smaller_whatever_is_computed() -> None:
+    quiet = {"requests": 200.0, "usual_ttft": 0.09, "ttft": 0.2}
+    late = (window(**quiet | {"ttft": 0.8}), *windows(**quiet)[1:])
+    assert sizes(ask(late, roles=roles(3, 1))) == (3, 1)
+    slow = (window(**quiet | {"itl": 0.07}), *windows(**quiet)[1:])
+    assert sizes(ask(slow, roles=roles(3, 3)))[0] == 1
+    few = (window(**quiet | {"requests": 10.0, "ttft": 0.8}), *windows(**quiet)[1:])
+    assert sizes(ask(few, roles=roles(3, 1))) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "seen",
     [

@@ -7,6 +7,7 @@ token moves prefill, the time between tokens moves decode.
 - Up at once, for the load that is foreseen when an engine started now can serve (`forecast.py`), and for what waits.
 - A change of role first, where the other role has an engine to spare: it takes milliseconds.
 - Down only with complete figures, once the fewer engines would have been enough for everything seen in `quiet` seconds.
+- Nothing goes down whose target clients see missed in the newest window, as long as the model says it can be kept.
 - Missing or late figures: nothing goes down. Bounds and the cap hold whatever is measured (`bounds.py`).
 """
 
@@ -20,6 +21,7 @@ from headrace_operator.api.conditions import Reason
 from headrace_operator.plan.scaling.bounds import granted, rested, room, too_small
 from headrace_operator.plan.scaling.forecast import ahead, level
 from headrace_operator.plan.scaling.inputs import (
+    ENOUGH_REQUESTS,
     LATE_SECONDS,
     Answer,
     Ask,
@@ -93,6 +95,8 @@ def _wish(ask: Ask, model: Model, role: Role, load: Load, worst: float | None) -
         up = need(model, load, role, ask.aim, SPARE) or enough
     else:
         up = enough
+    if reachable and _late(ask, role):
+        up = max(up, role.size)
     if worst is None:
         return _Wish(up, role.size, reachable)
     lengths = [w.prompt for w in ask.windows if w.age < quiet(model) and w.prompt is not None]
@@ -102,6 +106,16 @@ def _wish(ask: Ask, model: Model, role: Role, load: Load, worst: float | None) -
     if not _settled(ask, role.name, quiet(model)):
         down = role.size
     return _Wish(up, up if down is None else down, reachable)
+
+
+def _late(ask: Ask, role: Role) -> bool:
+    """Clients see a target missed that this role is there to keep: whatever is computed, it gets no smaller now."""
+    newest = ask.windows[0]
+    if (newest.requests or 0) < ENOUGH_REQUESTS:
+        return False
+    prefills, writes = role.name != "decode", role.name != "prefill"
+    pairs = ((newest.ttft, ask.aim.ttft if prefills else None), (newest.itl, ask.aim.itl if writes else None))
+    return any(seen is not None and target is not None and seen > target.seconds for seen, target in pairs)
 
 
 def _settled(ask: Ask, role: str, seconds: float) -> bool:
