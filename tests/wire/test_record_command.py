@@ -199,7 +199,8 @@ async def test_no_deployment_no_file(api: Api, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_an_interrupt_ends_it_with_a_file_that_can_be_used(api: Api, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_with_a_file_that_can_be_used(api: Api, tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "chat.jsonl"
     argv = ["record", "chat", "-n", "demo", "--kubeconfig", str(api.kubeconfig), "-o", str(file)]
     process = await asyncio.to_thread(
@@ -208,11 +209,12 @@ async def test_an_interrupt_ends_it_with_a_file_that_can_be_used(api: Api, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell does in its background
     )
     try:
         there = lambda: file.exists() and file.read_text().count("\n") == 2  # noqa: E731
         await asyncio.to_thread(wait_until, "the first moment", there, 40)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said, _ = await asyncio.to_thread(process.communicate, timeout=30)
     finally:
         process.kill()

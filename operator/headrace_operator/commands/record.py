@@ -6,6 +6,8 @@ recorded as missing, as the operator would see it.
 """
 
 import asyncio
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -92,12 +94,15 @@ def _why(error: Exception) -> str:
     return "an answer that is no figures" if isinstance(error, ValidationError) else str(error)
 
 
-async def record_into(recorder: Recorder, writer: Writer, seconds: float, told: Callable[[Moment], None]) -> None:
-    """A moment each `EVERY_SECONDS`, for so many seconds."""
+async def record_into(
+    recorder: Recorder, writer: Writer, seconds: float, told: Callable[[Moment], None], stop: asyncio.Event
+) -> None:
+    """A moment each `EVERY_SECONDS`, for so many seconds, or until `stop` is set."""
     began = recorder.clock()
     due = began
     while due - began <= seconds:
-        await asyncio.sleep(max(0.0, due - recorder.clock()))
+        if await _within(stop, due - recorder.clock()):
+            return
         found = await recorder.take()
         if found is not None:
             writer.write(found)
@@ -106,12 +111,33 @@ async def record_into(recorder: Recorder, writer: Writer, seconds: float, told: 
         due = max(due + EVERY_SECONDS, recorder.clock())
 
 
+async def _within(stop: asyncio.Event, seconds: float) -> bool:
+    """Waits so long. True, and sooner, where it is set."""
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await stop.wait()
+    except TimeoutError:
+        return stop.is_set()
+    return True
+
+
+def _set_by_signals(stop: asyncio.Event) -> None:
+    """Also in a script's background, where an interrupt is ignored unless one asks for it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
 @click.command(short_help="Write what sizes are decided from into a file.")
 @click.argument("name")
 @namespace_option
 @kubeconfig_option
 @click.option(
-    "--minutes", default=60.0, show_default=True, type=click.FloatRange(0, 10_000), help="How long; Ctrl-C ends it."
+    "--minutes",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0, 10_000),
+    help="How long; Ctrl-C or SIGTERM ends it.",
 )
 @click.option(
     "-o",
@@ -142,14 +168,12 @@ def record(name: str, namespace: str, kubeconfig: Path | None, minutes: float, o
             writer = Writer(file, header)
         except (RecordingError, OSError) as error:
             raise click.ClickException(str(error)) from error
-        recorder = Recorder(cluster, ref, lambda said: click.echo(said, err=True))
+        recorder, stop = Recorder(cluster, ref, lambda said: click.echo(said, err=True)), asyncio.Event()
+        _set_by_signals(stop)
         try:
-            await record_into(recorder, writer, minutes * 60, told)
+            await record_into(recorder, writer, minutes * 60, told, stop)
         finally:
             writer.close()
 
-    try:
-        call(kubeconfig, run)
-    except KeyboardInterrupt:
-        click.echo("")  # after the terminal's ^C
+    call(kubeconfig, run)
     click.echo(f"{file}: {taken['moments']} moments of {namespace}/{name}; headrace replay {file}")
