@@ -3,6 +3,8 @@ is lost on the way."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from statistics import median
 from time import monotonic
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from headrace_operator.api import conditions as c
+from local.programs import run
 from tests.cluster.deployments import Infd, Json, prompt_of, tiny
 from tests.cluster.streams import Crowd, Load, Shape, Stream
 from tests.cluster.test_deployment_roles import roles
@@ -19,7 +22,7 @@ CLIENTS, WRITTEN_TO = 12, 48
 """More than one engine can prefill for, and write to, without making them wait."""
 TRIES = 5
 LAX = {"target": "60s"}
-QUIET_SECONDS = 60.0
+QUIET_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def _bounded(role: Json) -> Json:
 
 
 @pytest.mark.timeout(900)
-def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving: Infd) -> None:
+def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving: Infd, tmp_path: Path) -> None:
     ttft, itl = what_one_client_gets(moving)
     prompts = Crowd(moving, shapes=(PROMPTS,), clients=CLIENTS)
     answers = Crowd(moving, shapes=(ANSWERS,), clients=WRITTEN_TO)
@@ -59,6 +62,8 @@ def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving
         moving.patch(slo=slo)
         with crowd.flowing():
             seconds = moving.until(f"the sizes are {wanted}", lambda want=wanted: sizes(moving) == want, 240)
+            recorded = typed(moving, "record", "--minutes", "0", "--output", str(tmp_path / "moving.jsonl"))
+            assert "1 of 1 gateways" in recorded
         print(f"prefill, decode {wanted} after {seconds:.0f} s; {slo}; {crowd}")
     asleep = moving.until("no engine is left", lambda: not moving.pods(), QUIET_SECONDS + 180)
     assert moving.conditions()[c.READY]["status"] == "True", moving.report()
@@ -66,8 +71,10 @@ def test_sizes_follow_the_load_to_nothing_and_back_and_no_request_is_lost(moving
     began, woken = monotonic(), Load(moving, shapes=(Shape(100, 6),))
     with woken.flowing():
         print(f"first answer {monotonic() - began:.1f} s after the first request")
-        moving.until("both roles are back", lambda: sizes(moving) >= (1, 1), 120)
-    print("\n".join(f"{one['role']} {one['from']} to {one['to']}: {one['reason']}" for one in decisions(moving)))
+        moving.until("both roles are back", lambda: min(sizes(moving)) >= 1, 120)
+    said = typed(moving, "explain", "--last", "20")
+    print(said)
+    assert all(told in said for told in ("prefill 1 -> 2", "decode 1 -> 2", "decode 0 -> 1"))
     assert [one.lost for one in (prompts, answers, woken)] == [[], [], []]
 
 
@@ -96,7 +103,7 @@ def sizes(infd: Infd) -> tuple[int, int]:
     return ready["prefill"], ready["decode"]
 
 
-def decisions(infd: Infd) -> list[Json]:
-    """As the status tells them, the newest first."""
-    told: list[Json] = infd.read()["status"]["scaling"]["lastDecisions"]
-    return told
+def typed(infd: Infd, command: str, *options: str) -> str:
+    """What the command says of it."""
+    to = ("--kubeconfig", str(infd.kubectl.kubeconfig), "--namespace", infd.kubectl.namespace)
+    return run(sys.executable, "-m", "headrace_operator", command, infd.name, *to, *options)
