@@ -18,7 +18,7 @@ from local import cache, toolchain
 from local.current import node_readiness
 from local.errors import LocalError
 from local.layout import NAME, Mount, parse_node
-from local.node_config import GRACE_SECONDS
+from local.node_config import GRACE_SECONDS, SYNC
 from local.programs import attempt, found, run
 from local.provider import ClusterStatus, NodeStatus
 from local.steps import Steps
@@ -56,7 +56,7 @@ def configuration(count: int, mounts: Sequence[Mount]) -> dict[str, Any]:
             "extraArgs": {"node-monitor-period": "1s", "node-monitor-grace-period": f"{GRACE_SECONDS}s"}
         },
     }
-    lease = {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": GRACE_SECONDS}
+    lease = {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": GRACE_SECONDS, "syncFrequency": SYNC}
     folders = [
         {"hostPath": str(mount.source), "containerPath": str(mount.target), "readOnly": True} for mount in mounts
     ]

@@ -13,6 +13,7 @@ from local.images import PAUSE
 from local.layout import DNS_SERVICE, PODS, Node
 
 GRACE_SECONDS = 8  # silence after which a node is NotReady
+SYNC = "5s"  # how often a kubelet looks at each of its pods
 POD_MEMORY_MI = 6144  # what the pods of one node may request together
 
 
@@ -94,6 +95,8 @@ def kubelet(folder: Path, pki: Path, node: Node, machine_memory_mi: int) -> dict
         # The lease is renewed at a quarter of this: often enough for the short grace period.
         "nodeLeaseDurationSeconds": GRACE_SECONDS,
         "nodeStatusUpdateFrequency": "4s",
+        # A changed ConfigMap or Secret is in its pods within seconds, not a minute or more.
+        "syncFrequency": SYNC,
         "serializeImagePulls": False,
         "volumePluginDir": str(folder / "volume-plugins"),
         # No registry gives back an image that was collected as unused.

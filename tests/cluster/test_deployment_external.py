@@ -52,7 +52,7 @@ def until_sized(infd: Infd, size: int, limit: float = 60) -> float:
     """Seconds until so many engines are there, and whoever scales is told so."""
 
     def holds() -> bool:
-        return len(infd.pods()) == size and role(infd)["status"]["replicas"] == size
+        return len(infd.pods()) == size and role(infd).get("status", {}).get("replicas") == size
 
     return infd.until(f"{size} engines are there and told", holds, limit)
 
