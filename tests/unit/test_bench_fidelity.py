@@ -56,7 +56,8 @@ def test_every_request_is_sent_at_its_moment_and_its_events_are_noted(engine: Th
     answers = play(f"http://127.0.0.1:{engine.server_port}", "tiny", asked, seed=1)
     assert [len(answer.events) for answer in answers] == [6, 1]
     assert [answer.error for answer in answers] == ["", ""]
-    assert all(answer.sent >= answer.request.at for answer in answers)
+    # A timer may go off a tick of the clock early.
+    assert all(answer.sent >= answer.request.at - 0.001 for answer in answers)
     assert sorted(map(len, engine.prompts)) == [20, 30]  # type: ignore[attr-defined]
 
 
